@@ -1,0 +1,179 @@
+"""Everything that can go wrong and is told to a client.
+
+StatestreamError
+├── InvalidInput                INVALID_INPUT           fix the request; names the field
+├── UnknownModel                MODEL_NOT_FOUND         ask for a model that is served
+├── SequenceError
+│   ├── SequenceNotFound        SEQUENCE_NOT_FOUND      never started, or forgotten: start it
+│   ├── SequenceExpired         SEQUENCE_EXPIRED        idle or alive too long: start again
+│   ├── SequenceEvicted         SEQUENCE_EVICTED        pushed out of a full memory store: start again
+│   ├── SequenceEnded           SEQUENCE_ENDED          start again, or use another id
+│   ├── StepOutOfOrder          STEP_OUT_OF_ORDER       go on from the step it expects
+│   ├── StepContentMismatch     STEP_CONTENT_MISMATCH   the step was applied with other content
+│   ├── StepConflict            STEP_CONFLICT           somebody else took the step: look where it stands
+│   ├── ModelVersionGone        MODEL_VERSION_GONE      its model version is no longer served: start again
+│   └── StateCorrupt            STATE_CORRUPT           the record is damaged: start again, raise an alarm
+├── CapacityExceeded            CAPACITY                over a bound: back off
+├── DeadlineExpired             DEADLINE_EXPIRED        not run, nothing committed: a retry is safe
+├── Unavailable
+│   ├── StoreUnavailable        STORE_UNAVAILABLE       retry; a step is applied at most once
+│   ├── NotReady                NOT_READY               still warming up: retry
+│   └── Draining                DRAINING                this replica stops: retry on another
+└── ModelFailure                MODEL_FAILURE           the run failed: report it; the text is withheld
+
+`transport/status.py` gives each its gRPC code. Nothing else reaches a client.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StatestreamError(Exception):
+    """Root of all that a client is told.
+
+    Attributes:
+        reason: constant in upper case, sent as `google.rpc.ErrorInfo.reason`.
+        metadata: facts for a program, sent as `ErrorInfo.metadata`; never what the client sent.
+        retry_delay_s: seconds after which a retry is sensible, sent as `google.rpc.RetryInfo`.
+        field: path of the bad field, sent as `google.rpc.BadRequest`.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_delay_s: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_delay_s = retry_delay_s
+        self.metadata = metadata or {}
+
+
+class InvalidInput(StatestreamError):
+    """The request cannot be served as it is; `field` says where."""
+
+    reason = "INVALID_INPUT"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}", field=field)
+
+
+class UnknownModel(StatestreamError):
+    """No such model, or no such version of it, is served here."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class SequenceError(StatestreamError):
+    """The sequence is not where the request takes it to be."""
+
+
+class SequenceNotFound(SequenceError):
+    """Never started, or gone so long that nothing remembers it."""
+
+    reason = "SEQUENCE_NOT_FOUND"
+
+
+class SequenceExpired(SequenceError):
+    """Idle longer than its idle time-out, or older than its lifetime."""
+
+    reason = "SEQUENCE_EXPIRED"
+
+
+class SequenceEvicted(SequenceError):
+    """Dropped to make room in a bounded memory store."""
+
+    reason = "SEQUENCE_EVICTED"
+
+
+class SequenceEnded(SequenceError):
+    """The sequence has taken its last step."""
+
+    reason = "SEQUENCE_ENDED"
+
+
+class StepOutOfOrder(SequenceError):
+    """The step is not the next one and its reply is no longer kept."""
+
+    reason = "STEP_OUT_OF_ORDER"
+
+    def __init__(self, message: str, *, expected: int) -> None:
+        super().__init__(message, metadata={"expected_step": str(expected)})
+        self.expected = expected
+
+
+class StepContentMismatch(SequenceError):
+    """The step was applied already, with other content."""
+
+    reason = "STEP_CONTENT_MISMATCH"
+
+
+class StepConflict(SequenceError):
+    """Another client took this step while it ran here."""
+
+    reason = "STEP_CONFLICT"
+
+
+class ModelVersionGone(SequenceError):
+    """The model version that the sequence began on is not served any more."""
+
+    reason = "MODEL_VERSION_GONE"
+
+
+class StateCorrupt(SequenceError):
+    """The stored record fails its checksum, signature or format; it is never fed to a model."""
+
+    reason = "STATE_CORRUPT"
+
+
+class CapacityExceeded(StatestreamError):
+    """A configured bound is reached; nothing waits without bound."""
+
+    reason = "CAPACITY"
+
+    def __init__(self, message: str, *, retry_delay_s: float = 0.1) -> None:
+        super().__init__(message, retry_delay_s=retry_delay_s)
+
+
+class DeadlineExpired(StatestreamError):
+    """The client's deadline passed before the work was run."""
+
+    reason = "DEADLINE_EXPIRED"
+
+
+class Unavailable(StatestreamError):
+    """Not now, not here; a retry is safe."""
+
+    def __init__(self, message: str, *, retry_delay_s: float = 0.2) -> None:
+        super().__init__(message, retry_delay_s=retry_delay_s)
+
+
+class StoreUnavailable(Unavailable):
+    """The state store does not answer."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class NotReady(Unavailable):
+    """The model is still being loaded."""
+
+    reason = "NOT_READY"
+
+
+class Draining(Unavailable):
+    """This replica is stopping."""
+
+    reason = "DRAINING"
+
+
+class ModelFailure(StatestreamError):
+    """The run of the model failed."""
+
+    reason = "MODEL_FAILURE"
