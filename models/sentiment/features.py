@@ -29,7 +29,7 @@ UNKNOWN = 0
 """Index of every word that the vocabulary does not have."""
 
 _SPACE = re.compile(r"\s")
-_MARKUP = re.compile(r"<br|/>|``|''")
+_PENN_QUOTE = re.compile(r"``|''")
 _WORD = re.compile(
     r"""[^\W_]+?(?=n't(?![^\W_]))   # does | n't
       | n't(?![^\W_])
@@ -89,13 +89,13 @@ def _bounded(run: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def words_of_run(run: str) -> tuple[str, ...]:
-    """The words of one run; may be empty (mark-up).
+    """The words of one run; empty if it holds none (``"_"``).
 
     >>> words_of_run("Don't!")
     ('do', "n't", '!')
     """
     plain = unicodedata.normalize("NFKC", run).translate(_QUOTES).lower()
-    return tuple(_WORD.findall(_MARKUP.sub(" ", plain)))
+    return tuple(_WORD.findall(_PENN_QUOTE.sub('"', plain)))
 
 
 def words_of(text: str) -> list[str]:
