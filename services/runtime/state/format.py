@@ -1,0 +1,281 @@
+"""Record to bytes and back: the form in which sequences are stored, exported and moved.
+
+All numbers are little-endian; `|` marks a multiple of 8 bytes from the start, filled up with zeros.
+
+    magic "STRC", format version u16, flags u8, durability u8, epoch i64, step i64,
+    lengths: model u16, shapes u16, count of replies u16, zero u16, task u32, zero u32
+    | model: length u16 and UTF-8 of name, version, weights digest
+    | shapes: per tensor dtype code u8, rank u8, dims u32 each
+    | tensors: the elements of each in C order, each filled up to |
+    task carry
+    per reply: step i64, length of digest u32, length of reply u32; then digest and reply of each
+    seal, 16 bytes
+
+The seal is BLAKE2b over the name of the sequence and all bytes before the seal. CRC-32 would let one damaged
+record in four thousand million pass and can be made to fit by anybody; 128 bits of BLAKE2b cost about 1 us per KB, no
+more than other strong sums, and with a key the same pass is a signature. The name is under the seal but not in
+the record: a record copied to another sequence or tenant is refused.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import struct
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from services.runtime.core.errors import StateCorrupt
+from services.runtime.core.ids import ModelId
+from services.runtime.state.types import Carry, Durability, Position, Record, StoredReply
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from services.runtime.core.ids import SequenceName
+
+FORMAT_VERSION: Final = 1
+
+_MAGIC: Final = b"STRC"
+_HEADER: Final = struct.Struct("<4sHBBqqHHHHII")
+_REPLY: Final = struct.Struct("<qII")
+_MODEL: Final = struct.Struct("<HHH")
+_SEAL_BYTES: Final = 16
+_ALIGN: Final = 8
+_RANK_MAX: Final = 8
+
+_ENDED: Final = 1
+_SIGNED: Final = 2
+
+# The codes are part of the format: add, never change.
+_DTYPES: Final = {
+    code: np.dtype(name)
+    for code, name in {
+        1: "<f4",
+        2: "<f8",
+        3: "<f2",
+        4: "<i8",
+        5: "<i4",
+        6: "<i2",
+        7: "i1",
+        8: "<u8",
+        9: "<u4",
+        10: "<u2",
+        11: "u1",
+        12: "?",
+    }.items()
+}
+_CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
+_DURABILITIES: Final = {int(durability): durability for durability in Durability}
+
+
+class _Layout(NamedTuple):
+    """Where one tensor lies, counted from the first one."""
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    offset: int
+    end: int
+
+
+class RecordFormat:
+    """Writes and reads records; with a key it signs them and takes only signed ones.
+
+    A key must stay the same for as long as records live: those signed with another one are refused.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        if key is None:
+            self._flag = 0
+            self._seal = blake2b(digest_size=_SEAL_BYTES, person=b"statestream-sum")
+        else:
+            if not key:
+                raise ValueError("the key that signs records is empty")
+            # A secret of any length becomes one of the 64 bytes that BLAKE2b takes.
+            secret = blake2b(key, digest_size=64, person=b"statestream-key").digest()
+            self._flag = _SIGNED
+            self._seal = blake2b(digest_size=_SEAL_BYTES, key=secret, person=b"statestream-mac")
+
+    def encode(self, name: SequenceName, record: Record) -> bytes:
+        """The bytes of `record`, sealed for `name`.
+
+        Raises:
+            ValueError: it holds what the format has no place for; exporting a model has to prevent that.
+        """
+        carry = record.carry
+        tensors, task = ((), b"") if carry is None else carry
+        model = _model_block(record.model)
+        shapes, pads = _shapes_block(tuple([(tensor.dtype, tensor.shape) for tensor in tensors]))
+        replies = record.replies
+        try:
+            header = _HEADER.pack(
+                _MAGIC,
+                FORMAT_VERSION,
+                self._flag | (_ENDED if carry is None else 0),
+                record.durability,
+                *record.position,
+                len(model),
+                len(shapes),
+                len(replies),
+                0,
+                len(task),
+                0,
+            )
+            parts = [header, model, shapes]
+            for tensor, pad in zip(tensors, pads, strict=True):
+                parts.append(_little_endian(tensor).tobytes())
+                parts.append(pad)
+            parts.append(task)
+            parts.extend([_REPLY.pack(step, len(digest), len(reply)) for step, digest, reply in replies])
+        except struct.error as error:
+            raise ValueError(f"a record that cannot be written: {error}") from None
+        for _, digest, reply in replies:
+            parts.append(digest)
+            parts.append(reply)
+        body = b"".join(parts)
+        return body + self._sealed(name, body)
+
+    def decode(self, name: SequenceName, data: bytes) -> Record:
+        """The record in `data`, which must have been written for `name`. Its tensors are read-only views of `data`.
+
+        Raises:
+            StateCorrupt: damaged, cut, forged, of another sequence, or of a format that is not known here.
+        """
+        if len(data) < _HEADER.size + _SEAL_BYTES or not data.startswith(_MAGIC):
+            raise StateCorrupt("the stored record is not one of ours, or is cut short")
+        header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int] = _HEADER.unpack_from(data)
+        version, flags = header[1], header[2]
+        if version != FORMAT_VERSION:
+            # Another version may seal in another way, so this stands before the check of the seal.
+            raise StateCorrupt(f"the stored record has format version {version}; this server reads {FORMAT_VERSION}")
+        if flags & ~_ENDED != self._flag:
+            told = "signed, and no key is configured" if flags & _SIGNED else "not signed, and a key is configured"
+            raise StateCorrupt(f"the stored record is {told}, or it is damaged")
+        body = memoryview(data)[:-_SEAL_BYTES]
+        if not hmac.compare_digest(self._sealed(name, body), data[-_SEAL_BYTES:]):
+            raise StateCorrupt(
+                "the stored record fails its checksum, or was written with another key or for another name"
+            )
+        try:
+            return _parsed(data, header)
+        except (struct.error, ValueError, OverflowError) as error:
+            # Sealed and yet wrong: only somebody who makes seals, or a fault of ours, gets here.
+            raise StateCorrupt(f"the stored record contradicts itself: {error}") from None
+
+    def _sealed(self, name: SequenceName, body: bytes | memoryview) -> bytes:
+        tenant, model, sequence_id = name
+        seal = self._seal.copy()
+        # The lengths keep (a, bc) apart from (ab, c).
+        seal.update(f"{len(tenant)},{len(model)},{len(sequence_id)};{tenant}{model}{sequence_id}".encode())
+        seal.update(body)
+        return seal.digest()
+
+
+def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int]) -> Record:
+    """The record behind `header`; every length is held against what is there before it is used."""
+    _, _, flags, durability, epoch, step, model_bytes, shapes_bytes, reply_count, zero, task_bytes, zero_too = header
+    if zero or zero_too or durability not in _DURABILITIES or epoch < 0 or step < 0:
+        raise ValueError("impossible header")
+    end = len(data) - _SEAL_BYTES
+    shapes_at = _HEADER.size + model_bytes
+    tensors_at = shapes_at + shapes_bytes
+    layouts = _layouts(data[shapes_at:tensors_at])
+    task_at = tensors_at + (layouts[-1].end if layouts else 0)
+    heads_at = task_at + task_bytes
+    at = heads_at + reply_count * _REPLY.size
+    if at > end:
+        raise ValueError("longer than it is")
+    model = _model(data[_HEADER.size : shapes_at])
+    replies: list[StoredReply] = []
+    for reply_step, digest_bytes, reply_bytes in _REPLY.iter_unpack(data[heads_at:at]):
+        middle = at + digest_bytes
+        until = middle + reply_bytes
+        replies.append(StoredReply(reply_step, data[at:middle], data[middle:until]))
+        at = until
+    if at != end:
+        raise ValueError("lengths do not add up")
+    carry = None
+    if not flags & _ENDED:
+        tensors = tuple([_tensor(data, tensors_at, layout) for layout in layouts])
+        carry = Carry(tensors, data[task_at:heads_at])
+    elif task_at != tensors_at or task_bytes:
+        raise ValueError("ended, and yet with a carry")
+    return Record(Position(epoch, step), model, _DURABILITIES[durability], carry, tuple(replies))
+
+
+def _tensor(data: bytes, base: int, layout: _Layout) -> npt.NDArray[np.generic]:
+    """A read-only view of `data`, which `_parsed` has found to be long enough."""
+    dtype, shape, offset, _ = layout
+    found: npt.NDArray[np.generic] = np.ndarray(shape, dtype, data, base + offset)
+    if dtype.kind == "b" and found.view(np.uint8).max(initial=0) > 1:
+        raise ValueError("a truth value that is neither 0 nor 1")
+    return found
+
+
+def _little_endian(tensor: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    return tensor if tensor.dtype in _CODES else tensor.astype(tensor.dtype.newbyteorder("<"))
+
+
+# Models and shapes are the same from record to record: a few entries spare most of the work.
+
+
+@lru_cache(256)
+def _model_block(model: ModelId) -> bytes:
+    texts = [text.encode() for text in model]
+    if max(map(len, texts)) > np.iinfo(np.uint16).max // 4:
+        raise ValueError("the name of a model is too long for a record")
+    return _filled(_MODEL.pack(*map(len, texts)) + b"".join(texts))
+
+
+@lru_cache(256)
+def _model(block: bytes) -> ModelId:
+    lengths: tuple[int, int, int] = _MODEL.unpack_from(block)
+    name_until, version_until, until = (_MODEL.size + sum(lengths[: index + 1]) for index in range(3))
+    if len(_filled(block[:until])) != len(block) or any(block[until:]):
+        raise ValueError("impossible model")
+    texts = block[_MODEL.size : name_until], block[name_until:version_until], block[version_until:until]
+    return ModelId(*[text.decode() for text in texts])
+
+
+@lru_cache(256)
+def _shapes_block(
+    tensors: tuple[tuple[np.dtype[np.generic], tuple[int, ...]], ...],
+) -> tuple[bytes, tuple[bytes, ...]]:
+    """Bytes of the shapes, and what fills up each tensor."""
+    block, pads = b"", list[bytes]()
+    for dtype, shape in tensors:
+        code = _CODES.get(dtype.newbyteorder("<"))
+        if code is None or len(shape) > _RANK_MAX or max(shape, default=0) > np.iinfo(np.uint32).max:
+            raise ValueError(f"a record has no place for a tensor of {dtype} with shape {shape}")
+        block += struct.pack(f"<BB{len(shape)}I", code, len(shape), *shape)
+        pads.append(bytes(-(math.prod(shape) * dtype.itemsize) % _ALIGN))
+    if len(block) > np.iinfo(np.uint16).max - _ALIGN:
+        raise ValueError(f"a record has no place for {len(tensors)} tensors")
+    return _filled(block), tuple(pads)
+
+
+@lru_cache(256)
+def _layouts(block: bytes) -> tuple[_Layout, ...]:
+    layouts: list[_Layout] = []
+    at, offset = 0, 0
+    # No tensor has code 0, so a zero is where the filling begins.
+    while at < len(block) and block[at]:
+        rank = block[at + 1] if at + 1 < len(block) else _RANK_MAX + 1
+        if block[at] not in _DTYPES or rank > _RANK_MAX:
+            raise ValueError("impossible tensor")
+        shape: tuple[int, ...] = struct.unpack_from(f"<{rank}I", block, at + 2)
+        dtype = _DTYPES[block[at]]
+        end = offset + math.prod(shape) * dtype.itemsize
+        end += -end % _ALIGN
+        layouts.append(_Layout(dtype, shape, offset, end))
+        at, offset = at + 2 + 4 * rank, end
+    if len(block) % _ALIGN or len(block) - at >= _ALIGN or any(block[at:]):
+        raise ValueError("impossible shapes")
+    return tuple(layouts)
+
+
+def _filled(block: bytes) -> bytes:
+    return block + bytes(-len(block) % _ALIGN)
