@@ -1,0 +1,1 @@
+"""Everything that serves; never reaches torch."""

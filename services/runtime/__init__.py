@@ -1,0 +1,1 @@
+"""The engine that all tasks share; it knows none of them."""

@@ -21,37 +21,47 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STATESTREAM_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # What is served, and where.
-    artefacts: Path = Field(_ARTEFACTS, description="Folder of exported models, <task>/<version>/ each")
-    listen: str = Field("127.0.0.1:50051", description="gRPC address; port 0 takes a free one")
-    metrics_listen: str = Field("127.0.0.1:9464", description="Prometheus address; empty: no metrics endpoint")
-    drain_s: PositiveFloat = Field(20.0, description="How long calls in flight may take after SIGTERM")
-    message_bytes_max: PositiveInt = Field(4 * 2**20, description="Largest gRPC message taken")
-    streams_max: PositiveInt = Field(4096, description="Streams open at once")
-    calls_max: PositiveInt = Field(1024, description="Unary calls in progress at once")
+    artefacts: Path = Field(default=_ARTEFACTS, description="Folder of exported models, <task>/<version>/ each")
+    listen: str = Field(default="127.0.0.1:50051", description="gRPC address; port 0 takes a free one")
+    metrics_listen: str = Field(default="127.0.0.1:9464", description="Prometheus address; empty: no metrics endpoint")
+    drain_s: PositiveFloat = Field(default=20.0, description="How long calls in flight may take after SIGTERM")
+    message_bytes_max: PositiveInt = Field(default=4 * 2**20, description="Largest gRPC message taken")
+    streams_max: PositiveInt = Field(default=4096, description="Streams open at once")
+    calls_max: PositiveInt = Field(default=1024, description="Unary calls in progress at once")
 
     # Where sequences are kept.
-    store: Literal["memory", "redis"] = Field("memory", description="State store")
-    redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Redis, with user and password")
-    redis_timeout_s: PositiveFloat = Field(2.0, description="Bound on every call to Redis")
-    redis_connections: PositiveInt = Field(2, description="Connections to Redis")
-    record_key: SecretStr | None = Field(None, description="Key that signs stored records; unset: checksum only")
-    memory_bytes_max: PositiveInt = Field(256 * 2**20, description="Bound on state kept in memory")
-    sequences_max: PositiveInt = Field(100_000, description="Bound on sequences kept in memory")
-    cache_sequences: int = Field(10_000, ge=0, description="Recently used sequences that a replica keeps at hand")
-    replies_kept: Annotated[int, Field(ge=1, le=64)] = Field(4, description="Replies kept for retries, per sequence")
-    retention_s: PositiveFloat = Field(300.0, description="How long an ended sequence answers retries")
-    step_waiters_max: PositiveInt = Field(16, description="Requests that may wait for one sequence")
+    store: Literal["memory", "redis"] = Field(default="memory", description="State store")
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis, with user and password"
+    )
+    redis_timeout_s: PositiveFloat = Field(default=2.0, description="Bound on every call to Redis")
+    redis_connections: PositiveInt = Field(default=2, description="Connections to Redis")
+    record_key: SecretStr | None = Field(
+        default=None, description="Key that signs stored records; unset: checksum only"
+    )
+    memory_bytes_max: PositiveInt = Field(default=256 * 2**20, description="Bound on state kept in memory")
+    sequences_max: PositiveInt = Field(default=100_000, description="Bound on sequences kept in memory")
+    cache_sequences: int = Field(
+        default=10_000, ge=0, description="Recently used sequences that a replica keeps at hand"
+    )
+    replies_kept: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=4, description="Replies kept for retries, per sequence"
+    )
+    retention_s: PositiveFloat = Field(default=300.0, description="How long an ended sequence answers retries")
+    step_waiters_max: PositiveInt = Field(default=16, description="Requests that may wait for one sequence")
 
     # How models run.
-    batch_size_max: PositiveInt = Field(64, description="Sequences in one run")
-    batch_delay_ms_max: float = Field(0.0, ge=0, le=1000, description="Longest wait for batch-mates; 0: none")
-    queue_max: PositiveInt = Field(1024, description="Steps that may wait for a run, per model")
-    run_threads: PositiveInt = Field(1, description="Runs of one model at the same time")
-    intra_op_threads: PositiveInt = Field(1, description="Threads of ONNX Runtime inside one run")
+    batch_size_max: PositiveInt = Field(default=64, description="Sequences in one run")
+    batch_delay_ms_max: float = Field(default=0.0, ge=0, le=1000, description="Longest wait for batch-mates; 0: none")
+    queue_max: PositiveInt = Field(default=1024, description="Steps that may wait for a run, per model")
+    run_threads: PositiveInt = Field(default=1, description="Runs of one model at the same time")
+    intra_op_threads: PositiveInt = Field(default=1, description="Threads of ONNX Runtime inside one run")
 
     # What is told.
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged")
-    log_format: Literal["json", "console"] = Field("json", description="Form of the log lines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged"
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="Form of the log lines")
 
     @model_validator(mode="after")
     def _addresses_have_ports(self) -> Self:

@@ -1,0 +1,1 @@
+"""Errors, clocks and names: what every room may use."""

@@ -1,0 +1,1 @@
+"""Many sequences, one run of the model: scheduler, collation, batcher."""

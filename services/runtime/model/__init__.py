@@ -1,0 +1,1 @@
+"""Exported networks: found, verified, run."""

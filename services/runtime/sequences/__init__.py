@@ -1,0 +1,1 @@
+"""Steps of sequences: in order, each exactly once."""

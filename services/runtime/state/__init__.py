@@ -1,0 +1,1 @@
+"""Where sequences are kept between two steps."""

@@ -1,0 +1,1 @@
+"""gRPC: gate, streams, statuses, drain."""

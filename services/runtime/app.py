@@ -1,0 +1,219 @@
+"""Puts a server together and runs it. Imports every room; nothing imports it but who starts a server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import prometheus_client
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from statestream.common.v1 import lifecycle_service_pb2_grpc
+
+from models.common.manifest import ArtefactError
+from services.runtime.core.clock import Clock, SystemClock
+from services.runtime.engine.batcher import Batcher
+from services.runtime.engine.scheduler import BatchLimits
+from services.runtime.engine.served import Catalogue, ServedModel
+from services.runtime.model.registry import Artefact, find_artefacts, load
+from services.runtime.observability.logs import configure_logs
+from services.runtime.observability.metrics import Metrics
+from services.runtime.sequences.sequences import SequencePolicy, Sequences
+from services.runtime.state.cache import RecordCache
+from services.runtime.state.memory import MemoryStore
+from services.runtime.state.redis import RedisStore
+from services.runtime.transport import lifecycle
+from services.runtime.transport.drain import Drain
+from services.runtime.transport.gate import Gate
+from services.runtime.transport.task import Runtime, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from threading import Thread
+    from wsgiref.simple_server import WSGIServer
+
+    from services.runtime.config import Settings
+    from services.runtime.model.session import OnnxModel
+    from services.runtime.state.store import StateStore
+
+_log = structlog.get_logger(__name__)
+
+
+def make_store(settings: Settings, clock: Clock) -> StateStore:
+    """The state store that the settings name."""
+    if settings.store == "memory":
+        return MemoryStore(clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
+    return RedisStore(
+        settings.redis_url.get_secret_value(),
+        timeout_s=settings.redis_timeout_s,
+        connections_max=settings.redis_connections,
+        record_key=settings.record_key.get_secret_value().encode() if settings.record_key else None,
+    )
+
+
+class Server:
+    """One process that serves some tasks.
+
+    `start` returns when the models are warm and health says SERVING; `stop` lets calls in progress finish.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        tasks: Sequence[Task],
+        *,
+        clock: Clock | None = None,
+        store: StateStore | None = None,
+        registry: prometheus_client.CollectorRegistry | None = None,
+    ) -> None:
+        self._settings = settings
+        self._tasks = tasks
+        self._clock = clock or SystemClock()
+        self.metrics = Metrics(registry or prometheus_client.CollectorRegistry())
+        self._store = store or make_store(settings, self._clock)
+        self._catalogue = Catalogue()
+        self._drain = Drain()
+        self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)
+        # The published stubs do not know the asyncio servicer.
+        self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._sequences = self._make_sequences()
+        self._server = self._make_server()
+        self._metrics_server: tuple[WSGIServer, Thread] | None = None
+        self.port = 0
+
+    def _make_sequences(self) -> Sequences:
+        settings = self._settings
+        local = self._store
+        if settings.store != "memory":
+            local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
+        policy = SequencePolicy(
+            settings.replies_kept, settings.step_waiters_max, retention_ms=int(settings.retention_s * 1000)
+        )
+        cache = RecordCache(sequences_max=settings.cache_sequences, bytes_max=settings.memory_bytes_max)
+        return Sequences(self._catalogue, self._store, local, cache, policy, self._clock, self.metrics)
+
+    def _make_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=[self._gate],
+            options=[
+                ("grpc.max_receive_message_length", self._settings.message_bytes_max),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        runtime = Runtime(self._catalogue, self._sequences, self._clock, self._drain, self.metrics)
+        for task in self._tasks:
+            task.register(server, runtime)
+        lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(
+            lifecycle.LifecycleServicer(self._sequences), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*self._services(), health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    def _services(self) -> tuple[str, ...]:
+        return (*(task.service for task in self._tasks), lifecycle.SERVICE)
+
+    async def start(self) -> None:
+        """Opens the port, loads and warms every model, then says SERVING.
+
+        Raises:
+            ArtefactError: a model cannot be trusted.
+            OSError: an address cannot be had.
+        """
+        # The stock health servicer starts out SERVING.
+        for service in ("", *self._services()):
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            self.port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            raise OSError(f"listen: cannot bind {self._settings.listen}") from error
+        if self._settings.metrics_listen:
+            host, _, port = self._settings.metrics_listen.rpartition(":")
+            self._metrics_server = prometheus_client.start_http_server(int(port), host, registry=self.metrics.registry)
+        await self._server.start()
+        for task in self._tasks:
+            await self._load(task)
+        self._gate.open()
+        for service in ("", *self._services()):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("serving", port=self.port, tasks=[task.name for task in self._tasks], store=self._settings.store)
+
+    @property
+    def metrics_port(self) -> int:
+        """Port of the metrics endpoint; 0 where there is none."""
+        return self._metrics_server[0].server_port if self._metrics_server else 0
+
+    async def stop(self) -> None:
+        """Says NOT_SERVING, sends live streams on, lets steps in progress finish, closes everything."""
+        await self._health.enter_graceful_shutdown()
+        self._gate.drain()
+        self._drain.begin()
+        await self._server.stop(self._settings.drain_s)
+        self._catalogue.close()
+        await self._store.close()
+        if self._metrics_server:
+            self._metrics_server[0].shutdown()
+            self._metrics_server[0].server_close()
+        _log.info("stopped", port=self.port)
+
+    async def _load(self, task: Task) -> None:
+        for artefact in find_artefacts(self._settings.artefacts, task.name):
+            model = await asyncio.to_thread(load, artefact, self._settings)
+            self._catalogue.add(self._served(task, artefact, model))
+            self.metrics.model_served(artefact.model_id, artefact.manifest.state_bytes)
+            _log.info("model loaded", model=task.name, version=artefact.manifest.version)
+
+    def _served(self, task: Task, artefact: Artefact, model: OnnxModel) -> ServedModel:
+        settings = self._settings
+        limits = BatchLimits(
+            batch_size_max=settings.batch_size_max,
+            queue_max=settings.queue_max,
+            delay_s_max=settings.batch_delay_ms_max / 1000,
+        )
+        manifest = artefact.manifest
+        executor = ThreadPoolExecutor(settings.run_threads, thread_name_prefix=f"run-{manifest.name}")
+        return ServedModel(
+            model_id=artefact.model_id,
+            manifest=manifest,
+            batcher=Batcher(model, limits, self._clock, self.metrics, executor, threads=settings.run_threads),
+            initial_state=tuple(state.initial_array() for state in manifest.states),
+            features=task.load_features(artefact.folder),
+        )
+
+
+async def serve(settings: Settings, tasks: Sequence[Task]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Raises:
+        ArtefactError, OSError: it cannot start.
+    """
+    configure_logs(settings.log_level, settings.log_format)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    server = Server(settings, tasks)
+    try:
+        await server.start()
+        await stopped.wait()
+    finally:
+        await server.stop()
+
+
+def run(settings: Settings, tasks: Sequence[Task]) -> int:
+    """`serve` in a new event loop; returns the exit status of the process, having said why it is not 0."""
+    import uvloop  # noqa: PLC0415 - only a process that serves needs it
+
+    try:
+        uvloop.run(serve(settings, tasks))
+    except (ArtefactError, OSError) as error:
+        _log.error("cannot serve", error=str(error))
+        return 1
+    return 0

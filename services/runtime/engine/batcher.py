@@ -1,0 +1,187 @@
+"""Runs the steps of all live sequences of one model together: the asynchronous shell around `Scheduler`.
+
+Continuous: while a run is in progress, whoever becomes ready waits for the next one; an idle model starts at the
+end of the current turn of the event loop, so that steps of the same turn share a run and nobody waits for a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from services.runtime.core.errors import DeadlineExpired, Draining, ModelFailure
+from services.runtime.engine.collate import Array, Result, Row, finite_rows, output_names, stack, unstack
+from services.runtime.engine.scheduler import Batch, BatchLimits, Entry, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor, Future
+
+    from models.common.manifest import Manifest
+    from services.runtime.core.clock import Clock
+
+Payload = tuple[Row, "asyncio.Future[Result]"]
+
+
+class Model(Protocol):
+    """What computes: an ONNX session in production, arithmetic in tests. Called in worker threads."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Description of the graph."""
+        ...
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """The named outputs for the given inputs, as a new array each."""
+        ...
+
+
+class BatchEvents(Protocol):
+    """What a batcher tells of itself; all calls come from the event loop."""
+
+    def batch_ran(self, model: str, size: int, queue_s: Sequence[float], run_s: float) -> None:
+        """A run of `size` steps took `run_s`, after each step had waited `queue_s`."""
+        ...
+
+    def queue_length(self, model: str, length: int) -> None:
+        """So many steps wait now."""
+        ...
+
+
+class Batcher:
+    """Merges concurrent `step` calls into runs of a model.
+
+    A caller that is cancelled leaves the queue, or its result is dropped; its batch-mates notice nothing. When a run
+    fails, its steps are run again one by one, so that only the culprit fails. At most `threads` runs are in the
+    executor at a time.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        limits: BatchLimits,
+        clock: Clock,
+        events: BatchEvents,
+        executor: Executor,
+        *,
+        threads: int = 1,
+    ) -> None:
+        self._model = model
+        self._manifest = model.manifest
+        self._names = output_names(model.manifest)
+        self._scheduler: Scheduler[Payload] = Scheduler(limits)
+        self._clock = clock
+        self._events = events
+        self._idle_threads = threads
+        self._executor = executor
+        self._wake_up: asyncio.Handle | None = None
+        self._closed = False
+
+    async def step(
+        self, inputs: tuple[Array, ...], state: tuple[Array, ...], *, deadline: float | None = None
+    ) -> Result:
+        """One step of one sequence; see `Row` and `Result` for the shapes. `deadline` is a monotonic time.
+
+        Raises:
+            CapacityExceeded: too many steps wait.
+            DeadlineExpired: the deadline passed before the run began.
+            ModelFailure: the run failed, or gave a state that is not finite.
+            Draining: the batcher was closed.
+        """
+        if self._closed:
+            raise Draining("the model is being unloaded")
+        loop = asyncio.get_running_loop()
+        row = Row(inputs, state)
+        future: asyncio.Future[Result] = loop.create_future()
+        entry: Entry[Payload] = Entry((row, future), row.timesteps, deadline)
+        self._scheduler.admit(entry, self._clock.monotonic())
+        self._wake(loop)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._scheduler.cancel(entry)
+            raise
+
+    def close(self) -> None:
+        """Refuses new steps and ends the worker threads once runs in progress are done."""
+        self._closed = True
+        self._executor.shutdown(wait=False)
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._wake_up is None and self._idle_threads:
+            self._wake_up = loop.call_soon(self._launch, loop)
+
+    def _launch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._wake_up = None
+        while self._idle_threads:
+            due, now = self._scheduler.due_at(), self._clock.monotonic()
+            if due is None:
+                return
+            if due > now:
+                self._wake_up = loop.call_later(due - now, self._launch, loop)
+                return
+            batch = self._scheduler.next_batch(now)
+            for entry in batch.expired:
+                _fail(entry, DeadlineExpired("the deadline passed before the step was run"))
+            if batch.entries:
+                self._start(loop, batch, now)
+
+    def _start(self, loop: asyncio.AbstractEventLoop, batch: Batch[Payload], now: float) -> None:
+        self._idle_threads -= 1
+        rows = [entry.payload[0] for entry in batch.entries]
+
+        def hand_back(done: Future[list[Result | ModelFailure]]) -> None:
+            # The loop is gone when a server is torn down with a run in progress; then nobody waits for the result.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._finish, loop, batch, now, done)
+
+        self._executor.submit(self._run, rows).add_done_callback(hand_back)
+
+    def _run(self, rows: list[Row]) -> list[Result | ModelFailure]:
+        """In a worker thread: all rows together, or one by one if that fails."""
+        try:
+            return self._run_together(rows)
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
+            if len(rows) == 1:
+                failure = ModelFailure("the run of the model failed")
+                failure.__cause__ = error
+                return [failure]
+        return [result for row in rows for result in self._run([row])]
+
+    def _run_together(self, rows: list[Row]) -> list[Result | ModelFailure]:
+        arrays = self._model.run(self._names, stack(rows, self._manifest))
+        finite = finite_rows(arrays, self._manifest, len(rows))
+        results: list[Result | ModelFailure] = list(unstack(arrays, rows, self._manifest))
+        if not finite.all():
+            for n in range(len(rows)):
+                if not finite[n]:
+                    results[n] = ModelFailure("the step gave a state that is not finite")
+        return results
+
+    def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: Batch[Payload],
+        started: float,
+        done: Future[list[Result | ModelFailure]],
+    ) -> None:
+        self._idle_threads += 1
+        self._wake(loop)
+        for entry, result in zip(batch.entries, done.result(), strict=True):
+            future = entry.payload[1]
+            if future.done():  # its caller has gone
+                continue
+            if isinstance(result, ModelFailure):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        name = self._manifest.name
+        queue_s = [started - entry.admitted for entry in batch.entries]
+        self._events.batch_ran(name, len(batch.entries), queue_s, self._clock.monotonic() - started)
+        self._events.queue_length(name, len(self._scheduler))
+
+
+def _fail(entry: Entry[Payload], error: Exception) -> None:
+    future = entry.payload[1]
+    if not future.done():
+        future.set_exception(error)

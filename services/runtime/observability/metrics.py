@@ -1,0 +1,131 @@
+"""Prometheus metrics, prefix `statestream_`, base units. No label takes a sequence id."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from services.runtime.core.ids import ModelId
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Buckets for latencies: a step takes from 0.1 ms to seconds."""
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Buckets for batch sizes."""
+
+
+class Metrics:
+    """Everything a server counts. Its methods are the event protocols of the other rooms."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        calls, model = ("method", "code"), ("model",)
+        self._calls = Counter("statestream_requests", "Calls that ended", calls, registry=registry)
+        self._call_seconds = Histogram(
+            "statestream_request_seconds", "Duration of calls", ("method",), buckets=SECONDS, registry=registry
+        )
+        self._open = Gauge("statestream_calls_open", "Calls in progress", ("method",), registry=registry)
+        self._messages = Counter("statestream_stream_messages", "Steps asked for on streams", model, registry=registry)
+        self._phases = Histogram(
+            "statestream_step_seconds",
+            "Time of a step by phase: queue, load, run, commit",
+            ("model", "phase"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._batch_size = Histogram(
+            "statestream_batch_size", "Sequences in a run", model, buckets=SIZES, registry=registry
+        )
+        self._queue = Gauge("statestream_queue_length", "Steps that wait for a run", model, registry=registry)
+        self._started = Counter("statestream_sequences_started", "Sequences begun here", model, registry=registry)
+        self._ended = Counter("statestream_sequences_ended", "Sequences ended here", model, registry=registry)
+        self._replayed = Counter(
+            "statestream_steps_replayed", "Retries answered with the stored reply", model, registry=registry
+        )
+        self._conflicts = Counter(
+            "statestream_step_conflicts", "Commits that found the sequence moved by others", model, registry=registry
+        )
+        self._refused = Counter(
+            "statestream_steps_refused", "Steps that could not be taken", ("model", "reason"), registry=registry
+        )
+        self._cache = Counter(
+            "statestream_cache_lookups", "Steps continued from memory, or not", ("model", "hit"), registry=registry
+        )
+        self._model_info = Gauge(
+            "statestream_model_info", "Model versions served", ("model", "version", "digest"), registry=registry
+        )
+        self._state_bytes = Gauge(
+            "statestream_model_state_bytes", "State tensors of one sequence", model, registry=registry
+        )
+        self._store_errors = Counter(
+            "statestream_store_errors", "Calls that the state store failed", ("operation",), registry=registry
+        )
+        self._phase = lru_cache(maxsize=256)(self._phases.labels)  # labels() costs more than observe()
+
+    def call_started(self, method: str) -> None:
+        """See `CallEvents`."""
+        self._open.labels(method).inc()
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """See `CallEvents`."""
+        self._open.labels(method).dec()
+        self._calls.labels(method, code).inc()
+        self._call_seconds.labels(method).observe(seconds)
+
+    def message_received(self, model: str) -> None:
+        """See `StreamEvents`."""
+        self._messages.labels(model).inc()
+
+    def batch_ran(self, model: str, size: int, queue_s: Sequence[float], run_s: float) -> None:
+        """See `BatchEvents`."""
+        self._batch_size.labels(model).observe(size)
+        self._phase(model, "run").observe(run_s)
+        queue = self._phase(model, "queue")
+        for seconds in queue_s:
+            queue.observe(seconds)
+
+    def queue_length(self, model: str, length: int) -> None:
+        """See `BatchEvents`."""
+        self._queue.labels(model).set(length)
+
+    def sequence_started(self, model: str) -> None:
+        """See `SequenceEvents`."""
+        self._started.labels(model).inc()
+
+    def sequence_ended(self, model: str) -> None:
+        """See `SequenceEvents`."""
+        self._ended.labels(model).inc()
+
+    def step_replayed(self, model: str) -> None:
+        """See `SequenceEvents`."""
+        self._replayed.labels(model).inc()
+
+    def step_conflicted(self, model: str) -> None:
+        """See `SequenceEvents`."""
+        self._conflicts.labels(model).inc()
+
+    def step_refused(self, model: str, reason: str) -> None:
+        """See `SequenceEvents`."""
+        self._refused.labels(model, reason).inc()
+
+    def step_timed(self, model: str, phase: str, seconds: float) -> None:
+        """See `SequenceEvents`."""
+        self._phase(model, phase).observe(seconds)
+
+    def cache_looked_up(self, model: str, *, hit: bool) -> None:
+        """See `SequenceEvents`."""
+        self._cache.labels(model, "true" if hit else "false").inc()
+
+    def store_failed(self, operation: str) -> None:
+        """The store did not do `operation`, "load" or "commit"."""
+        self._store_errors.labels(operation).inc()
+
+    def model_served(self, model_id: ModelId, state_bytes: int) -> None:
+        """A model version was loaded."""
+        self._model_info.labels(*model_id).set(1)
+        self._state_bytes.labels(model_id.name).set(state_bytes)

@@ -1,0 +1,130 @@
+"""What a request means for a sequence as it was found: run it, answer it again, or refuse it (pure).
+
+This is the whole of the exactly-once rule. Everything else only loads, runs and commits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from services.runtime.core.errors import (
+    SequenceEnded,
+    SequenceEvicted,
+    SequenceExpired,
+    SequenceNotFound,
+    StepContentMismatch,
+    StepOutOfOrder,
+)
+from services.runtime.state.types import Absence, Durability, Position, Record, Stored, StoredReply
+
+if TYPE_CHECKING:
+    from services.runtime.core.ids import ModelId
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """One step as a client asks for it.
+
+    Attributes:
+        start: begins the sequence anew.
+        start_key: tells a repeated start from a new one; empty: not told.
+        step: number of the step; None takes the next one.
+        end: the sequence ends with this step.
+        digest: of the content, `content_digest`.
+        durability, model: count only where the sequence starts.
+    """
+
+    start: bool
+    start_key: str
+    step: int | None
+    end: bool
+    digest: bytes
+    durability: Durability
+    model: ModelId
+
+
+class Run(NamedTuple):
+    """Compute the step and commit it. `expected` is what the commit finds in the store; `base` None: initial state."""
+
+    expected: Position | None
+    position: Position
+    base: Record | None
+
+
+Decision = Run | StoredReply
+
+
+def content_digest(content: bytes, *, end: bool, start_key: str = "") -> bytes:
+    """What makes two requests for a step the same. `start_key` belongs to the first step alone."""
+    key = start_key.encode()
+    digest = hashlib.blake2b(
+        len(key).to_bytes(4, "little") + key, digest_size=DIGEST_BYTES, person=b"end" if end else b"more"
+    )
+    digest.update(content)
+    return digest.digest()
+
+
+def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Decision:
+    """Judges a request. `new_epoch` is the epoch to take for a start where no higher one is known.
+
+    Raises:
+        SequenceError: the sequence cannot take this step; the class says why.
+    """
+    if request.start:
+        return _start(found, request, new_epoch)
+    if not isinstance(found, Stored):
+        raise _absent(found)
+    record = found.record
+    expected = record.position.step
+    if request.step is not None and request.step < expected:
+        return _applied(record, request.step, request.digest)
+    if found.expired:
+        raise SequenceExpired("idle or alive for too long")
+    if record.ended:
+        raise SequenceEnded(f"the last step was {expected - 1}")
+    if request.step is not None and request.step > expected:
+        raise StepOutOfOrder(f"step {request.step} skips ahead, expected is {expected}", expected=expected)
+    return Run(record.position, record.position, record)
+
+
+def _absent(why: Absence) -> SequenceEvicted | SequenceNotFound:
+    if why is Absence.EVICTED:
+        return SequenceEvicted("dropped to make room in the memory store")
+    return SequenceNotFound("no such sequence; start it first")
+
+
+def _applied(record: Record, step: int, digest: bytes) -> StoredReply:
+    for reply in record.replies:
+        if reply.step == step and reply.reply:
+            if reply.digest != digest:
+                raise StepContentMismatch(f"step {step} was applied with other content")
+            return reply
+    expected = record.position.step
+    raise StepOutOfOrder(
+        f"step {step} was applied and its reply is no longer kept, expected is {expected}", expected=expected
+    )
+
+
+def _start(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Decision:
+    if not isinstance(found, Stored):
+        return Run(None, Position(new_epoch, 0), None)
+    record = found.record
+    first = next((reply for reply in record.replies if reply.step == 0), None)
+    if first is not None and first.digest == request.digest and (request.start_key or record.position.step == 1):
+        # Without a key, starting again with the same first step while nothing follows it changes nothing but the epoch.
+        return _applied(record, 0, request.digest)
+    return Run(record.position, Position(max(new_epoch, record.position.epoch + 1), 0), None)
+
+
+def keep_replies(base: Record | None, new: StoredReply, count: int) -> tuple[StoredReply, ...]:
+    """The replies to keep after a step: the `count` latest, and of the first step at least its digest.
+
+    That digest is what tells a late repetition of a start from a new one.
+    """
+    kept = (*(base.replies if base else ()), new)
+    recent = kept[-count:]
+    return recent if recent[0] is kept[0] else (kept[0]._replace(reply=b""), *recent)

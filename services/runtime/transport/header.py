@@ -1,0 +1,31 @@
+"""The part of a reply that is the same for all tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from statestream.common.v1 import model_pb2, sequence_pb2
+
+from services.runtime.state.types import Durability
+
+if TYPE_CHECKING:
+    from services.runtime.core.ids import ModelId
+    from services.runtime.sequences.sequences import StepContext
+
+
+def reply_header(context: StepContext) -> sequence_pb2.ReplyHeader:
+    """Where the sequence stands once this step is committed; the reply leaves after that."""
+    step = context.position.step
+    return sequence_pb2.ReplyHeader(
+        sequence_id=context.sequence_id,
+        step=step,
+        committed_step=step if context.durability is Durability.STEP else None,
+        epoch=context.position.epoch,
+        model=model_version(context.model.model_id),
+        ended=context.end,
+    )
+
+
+def model_version(model_id: ModelId) -> model_pb2.ModelVersion:
+    """A model's identity as clients see it."""
+    return model_pb2.ModelVersion(name=model_id.name, version=model_id.version, weights_digest=model_id.weights_digest)

@@ -1,0 +1,147 @@
+"""The shape of every streaming call: the configuration first, then steps of one sequence, a reply to each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from statestream.common.v1 import sequence_pb2
+
+from services.runtime.core.errors import InvalidInput
+from services.runtime.core.ids import DEFAULT_TENANT, SequenceName, checked_name, new_sequence_id
+from services.runtime.sequences.decide import StepRequest, content_digest
+from services.runtime.state.types import Durability
+from services.runtime.transport.deadline import deadline_of
+from services.runtime.transport.gate import well_formed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import grpc
+
+    from services.runtime.core.ids import ModelId
+    from services.runtime.sequences.sequences import Fold
+    from services.runtime.transport.task import Runtime
+
+RequestT = TypeVar("RequestT")
+ReplyT = TypeVar("ReplyT")
+PieceT = TypeVar("PieceT")
+
+
+class StreamEvents(Protocol):
+    """What happens on streams, for metrics."""
+
+    def message_received(self, model: str) -> None:
+        """A step was asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTask(Generic[RequestT, ReplyT, PieceT]):
+    """What a task says of its streaming call.
+
+    Attributes:
+        model: name of the model.
+        config_of, control_of: the parts of a request that all tasks share; None where the message is not of that kind.
+        parse: checks a request and gives (piece, content); two requests are the same if their contents are.
+        closing: the piece, and content, that ends a sequence whose client half-closes an unnamed stream.
+        fold: the step for a piece; `deadline` is a monotonic time or None.
+        reply_from: parses a serialised reply.
+    """
+
+    model: str
+    config_of: Callable[[RequestT], sequence_pb2.SequenceConfig | None]
+    control_of: Callable[[RequestT], sequence_pb2.StepControl | None]
+    parse: Callable[[RequestT], tuple[PieceT, bytes]]
+    closing: tuple[PieceT, bytes]
+    fold: Callable[[PieceT, float | None], Fold]
+    reply_from: Callable[[bytes], ReplyT]
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A stream on a sequence, and what the next step on it starts with."""
+
+    name: SequenceName
+    start: bool
+    start_key: str
+    durability: Durability
+    model: ModelId
+    ends_on_half_close: bool
+
+    def request(self, control: sequence_pb2.StepControl, content: bytes) -> StepRequest:
+        """The step that a message asks for."""
+        step = control.step if control.HasField("step") else None
+        if self.start and step:
+            raise InvalidInput("control.step", f"the first step of a sequence is 0, not {step}")
+        key = self.start_key if self.start else ""
+        digest = content_digest(content, end=control.end, start_key=key)
+        return StepRequest(self.start, key, step, control.end, digest, self.durability, self.model)
+
+
+async def serve_stream(
+    task: SequenceTask[RequestT, ReplyT, PieceT],
+    runtime: Runtime,
+    requests: AsyncIterator[RequestT],
+    context: grpc.aio.ServicerContext[RequestT, ReplyT],
+) -> AsyncIterator[ReplyT]:
+    """Answers each message of a stream in order; an error ends the stream and leaves the sequence where it stood.
+
+    Raises:
+        StatestreamError: told to the client by the gate.
+    """
+    opened = _open(task, runtime, await _receive(runtime, requests))
+    deadline = deadline_of(context, runtime.clock)
+    while (message := await _receive(runtime, requests)) is not None:
+        control = task.control_of(message)
+        if control is None:
+            raise InvalidInput("message", "must be a step; the configuration comes once, first")
+        piece, content = task.parse(message)
+        yield task.reply_from(await _step(runtime, opened, control, task.fold(piece, deadline), content))
+    if opened.ends_on_half_close:
+        piece, content = task.closing
+        control = sequence_pb2.StepControl(end=True)
+        yield task.reply_from(await _step(runtime, opened, control, task.fold(piece, deadline), content))
+
+
+async def _receive(runtime: Runtime, requests: AsyncIterator[RequestT]) -> RequestT | None:
+    with runtime.drain.waiting():
+        message = await anext(requests, None)
+    return well_formed(message)
+
+
+def _open(task: SequenceTask[RequestT, ReplyT, PieceT], runtime: Runtime, first: RequestT | None) -> _Opened:
+    config = task.config_of(first) if first is not None else None
+    if config is None:
+        raise InvalidInput("config", "must be the first message of the stream")
+    unnamed = not config.sequence_id
+    sequence_id = new_sequence_id() if unnamed else checked_name(config.sequence_id, "config.sequence_id")
+    if config.start_key:
+        checked_name(config.start_key, "config.start_key")
+    served = runtime.catalogue.find(task.model, config.model_version)
+    return _Opened(
+        name=SequenceName(DEFAULT_TENANT, task.model, sequence_id),
+        start=config.start or unnamed,
+        start_key=config.start_key,
+        durability=_durability(config.durability, served.manifest.sequence.durability),
+        model=served.model_id,
+        ends_on_half_close=unnamed,
+    )
+
+
+def _durability(wanted: int, default: str) -> Durability:
+    if wanted == sequence_pb2.DURABILITY_UNSPECIFIED:
+        return Durability[default.upper()]
+    if wanted not in list(Durability):
+        raise InvalidInput("config.durability", "is not one that this server knows")
+    return Durability(wanted)
+
+
+async def _step(
+    runtime: Runtime, opened: _Opened, control: sequence_pb2.StepControl, fold: Fold, content: bytes
+) -> bytes:
+    runtime.events.message_received(opened.name.model)
+    reply = await runtime.sequences.step(opened.name, opened.request(control, content), fold)
+    opened.start = False
+    opened.ends_on_half_close = opened.ends_on_half_close and not control.end
+    return reply

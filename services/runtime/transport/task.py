@@ -1,0 +1,45 @@
+"""How a task plugs into a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import grpc
+
+    from services.runtime.core.clock import Clock
+    from services.runtime.engine.served import Catalogue
+    from services.runtime.sequences.sequences import Sequences
+    from services.runtime.transport.drain import Drain
+    from services.runtime.transport.stream import StreamEvents
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What a server offers its tasks."""
+
+    catalogue: Catalogue
+    sequences: Sequences
+    clock: Clock
+    drain: Drain
+    events: StreamEvents
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task: its name is that of its folder, its model, its proto package and its container.
+
+    Attributes:
+        service: full name of the gRPC service, for health and reflection.
+        register: adds the servicer to a server.
+        load_features: makes of an artefact's folder what the codec needs (a vocabulary), once per model version.
+    """
+
+    name: str
+    service: str
+    register: Callable[[grpc.aio.Server, Runtime], None]
+    load_features: Callable[[Path], object]

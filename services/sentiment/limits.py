@@ -1,0 +1,10 @@
+"""Bounds on what one request may ask of the sentiment service. The protos state them too."""
+
+TEXTS_MAX = 256
+"""Texts in one `Classify`."""
+
+TEXT_BYTES_MAX = 262_144
+"""Bytes, in UTF-8, of one text of `Classify`."""
+
+PIECE_BYTES_MAX = 65_536
+"""Bytes of one piece of `StreamingClassify`."""

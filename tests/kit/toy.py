@@ -1,0 +1,100 @@
+"""A network whose answers anybody can check by hand: the state is a running sum, so any mix-up of rows shows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.common.manifest import InputSpec, Manifest, OutputSpec, StateSpec, Training
+from services.runtime.core.ids import ModelId
+from services.runtime.engine.batcher import Batcher
+from services.runtime.engine.scheduler import BatchLimits
+from services.runtime.engine.served import ServedModel
+from tests.kit.executors import InlineExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from services.runtime.core.clock import Clock
+    from services.runtime.engine.collate import Array
+
+DIGEST = "0" * 64
+TOY_ID = ModelId("toy", "1", DIGEST)
+
+
+def toy_manifest() -> Manifest:
+    """One feature x (T, N), one state (1, N, 2), the sum so far per timestep and at the end of the chunk."""
+    return Manifest(
+        name="toy",
+        version="1",
+        task="toy",
+        inputs=(
+            InputSpec(name="x", dtype="float32", dims=("time", "batch"), role="features"),
+            InputSpec(name="lengths", dtype="int32", dims=("batch",), role="lengths"),
+        ),
+        outputs=(
+            OutputSpec(name="sums", dtype="float32", dims=("time", "batch")),
+            OutputSpec(name="sum", dtype="float32", dims=("batch", 1)),
+        ),
+        states=(StateSpec(name="s", input="s", output="s_out", dtype="float32", dims=(1, "batch", 2)),),
+        chunk_timesteps_max=8,
+        files={"model.onnx": DIGEST},
+        weights_digest=DIGEST,
+        state_bytes=8,
+        training=Training(command="none", seed=0, epochs=0, libraries={}),
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+class ToyModel:
+    """Adds up. Refuses 666 (the whole run fails, as a runtime's would) and makes NaN of 999."""
+
+    def __init__(self) -> None:
+        self.manifest = toy_manifest()
+        self.batch_sizes: list[int] = []
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """See `Model`."""
+        x: Any = feeds["x"].astype(np.float32)
+        lengths: Any = feeds["lengths"]
+        self.batch_sizes.append(len(lengths))
+        if (x == 666).any():
+            raise RuntimeError("a run that fails")
+        x[x == 999] = np.nan
+        for n, length in enumerate(lengths):
+            x[length:, n] = 0
+        before: Any = feeds["s"][0, :, 0]
+        sums = before + np.cumsum(x, axis=0, dtype=np.float32)
+        after = feeds["s"].copy()
+        after[0, :, 0] = sums[-1]
+        after[0, :, 1] += lengths
+        results = {"sums": sums, "sum": sums[-1][:, None], "s_out": after}
+        return [results[name] for name in outputs]
+
+
+class NoEvents:
+    """Takes every event of every room and keeps their names."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Any event."""
+
+        def event(*args: object, **kwargs: object) -> None:
+            self.seen.append(name)
+
+        return event
+
+
+def toy_served(
+    clock: Clock, *, executor: Executor | None = None, limits: BatchLimits | None = None, model: ToyModel | None = None
+) -> ServedModel:
+    """The toy behind a batcher that runs it in the event loop's own thread."""
+    model = model or ToyModel()
+    batcher = Batcher(model, limits or BatchLimits(), clock, NoEvents(), executor or InlineExecutor())
+    initial = tuple(state.initial_array() for state in model.manifest.states)
+    return ServedModel(TOY_ID, model.manifest, batcher, initial, None)

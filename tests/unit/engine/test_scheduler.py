@@ -1,0 +1,73 @@
+"""The scheduler: pure decisions on who runs with whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.runtime.core.errors import CapacityExceeded
+from services.runtime.engine.scheduler import BatchLimits, Entry, Scheduler
+
+
+def waiting(limits: BatchLimits, *timesteps: int) -> Scheduler[int]:
+    """A scheduler in which steps of these lengths, numbered in order, were admitted at time 0."""
+    scheduler: Scheduler[int] = Scheduler(limits)
+    for number, length in enumerate(timesteps):
+        scheduler.admit(Entry(number, length, None), 0.0)
+    return scheduler
+
+
+def taken(scheduler: Scheduler[int], now: float = 0.0) -> list[int]:
+    return [entry.payload for entry in scheduler.next_batch(now).entries]
+
+
+def test_order_of_arrival_up_to_the_batch_size() -> None:
+    """The oldest run first."""
+    scheduler = waiting(BatchLimits(batch_size_max=2), 1, 1, 1)
+    assert taken(scheduler) == [0, 1]
+    assert taken(scheduler) == [2]
+    assert scheduler.due_at() is None
+
+
+def test_a_long_chunk_does_not_hold_up_short_ones() -> None:
+    """Rows that would be mostly padding wait for a run of their like; nobody is left behind for good."""
+    scheduler = waiting(BatchLimits(padding_max=2), 1, 100, 1, 2)
+    assert taken(scheduler) == [0, 2, 3]
+    assert taken(scheduler) == [1]
+
+
+def test_the_oldest_always_runs() -> None:
+    """A long chunk at the head goes first, however many short ones wait."""
+    scheduler = waiting(BatchLimits(), 100, 1, 1)
+    assert taken(scheduler)[0] == 0
+
+
+def test_delay_bound() -> None:
+    """With a delay a step waits for mates, but no longer than that, and not at all once the batch is full."""
+    limits = BatchLimits(batch_size_max=2, delay_s_max=0.5)
+    scheduler = waiting(limits, 1)
+    assert scheduler.due_at() == 0.5
+    scheduler.admit(Entry(1, 1, None), 0.1)
+    assert scheduler.due_at() == 0.0
+
+
+def test_expired_steps_are_taken_out() -> None:
+    """A step whose deadline has passed is handed back as expired, once."""
+    scheduler: Scheduler[int] = Scheduler(BatchLimits())
+    scheduler.admit(Entry(0, 1, 1.0), 0.0)
+    scheduler.admit(Entry(1, 1, 3.0), 0.0)
+    batch = scheduler.next_batch(2.0)
+    assert [entry.payload for entry in batch.expired] == [0]
+    assert [entry.payload for entry in batch.entries] == [1]
+
+
+def test_cancelled_steps_make_room() -> None:
+    """A cancelled step is gone from the queue; cancelling it again does nothing."""
+    scheduler: Scheduler[int] = Scheduler(BatchLimits(queue_max=1))
+    entry = Entry(0, 1, None)
+    scheduler.admit(entry, 0.0)
+    with pytest.raises(CapacityExceeded):
+        scheduler.admit(Entry(1, 1, None), 0.0)
+    scheduler.cancel(entry)
+    scheduler.cancel(entry)
+    scheduler.admit(Entry(2, 1, None), 0.0)
+    assert taken(scheduler) == [2]
