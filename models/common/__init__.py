@@ -1,0 +1,1 @@
+"""What all tasks share. Empty on purpose: importing the manifest must not import torch."""

@@ -11,10 +11,12 @@ import json
 import lzma
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ENVIRONMENT = "STATESTREAM_DATA"
 _SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -66,7 +68,7 @@ def fetch(archive: Archive) -> Path:
         return found
     import pooch  # noqa: PLC0415
 
-    print(f"{archive.file}: fetching {archive.url}\nlicence: {archive.licence}", file=sys.stderr)
+    sys.stderr.write(f"{archive.file}: fetching {archive.url}\nlicence: {archive.licence}\n")
     path = pooch.retrieve(
         archive.url,
         known_hash=archive.checksum,

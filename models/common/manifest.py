@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -211,6 +213,11 @@ def load_manifest(folder: Path) -> Manifest:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ArtefactError(f"{path}: {field}" if field else str(path), first["msg"]) from error
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``folder/manifest.json``."""
+    (folder / MANIFEST_FILE).write_text(manifest.dumps(), encoding="utf-8")
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

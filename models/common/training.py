@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.common.schedule import Schedule
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from models.common.schedule import Schedule
 
 B = TypeVar("B", bound="Batch")
 Weights = dict[str, Tensor]
@@ -91,7 +93,9 @@ def fit(
     saved = _Checkpoint(checkpoint, json.dumps(identity, sort_keys=True), stage.net, optimiser)
     run, best_weights = saved.load(device)
     while run.epoch < schedule.epochs and not _out_of_patience(run, schedule):
-        _train_epoch(stage, schedule, run, optimiser, device, lambda: saved.save(run, best_weights), checkpoint_updates)
+        _train_epoch(
+            stage, schedule, run, optimiser, device, partial(saved.save, run, best_weights), checkpoint_updates
+        )
         stage.net.eval()
         with torch.no_grad():
             figures = stage.validate()
@@ -100,7 +104,7 @@ def fit(
             run.best, run.best_epoch = figures[stage.monitor], run.epoch
             best_weights = {name: tensor.detach().clone() for name, tensor in stage.net.state_dict().items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in run.history[-1].items())
-        print(f"{stage.name} epoch {run.epoch + 1}/{schedule.epochs}  {shown}", flush=True)
+        tqdm.write(f"{stage.name} epoch {run.epoch + 1}/{schedule.epochs}  {shown}")
         run.epoch, run.update, run.loss_sum = run.epoch + 1, 0, 0.0
         saved.save(run, best_weights)
     if best_weights is not None:
@@ -170,9 +174,9 @@ class _Checkpoint:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(content, partial)
-        os.replace(partial, self.path)
+        unfinished = self.path.with_suffix(".unfinished")
+        torch.save(content, unfinished)
+        unfinished.replace(self.path)
 
     def load(self, device: torch.device) -> tuple[Run, Weights | None]:
         if self.path is None or not self.path.exists():

@@ -53,7 +53,8 @@ class EpochBatches(Sequence[Batch]):
         self._windows = windows
         generator = np.random.default_rng(self._seed)
         plan = [(i, rows) for i, texts in enumerate(collections) for rows in _similar_lengths(texts, generator)]
-        self._plan = [plan[k] for k in generator.permutation(len(plan))]
+        order: list[int] = generator.permutation(len(plan)).tolist()
+        self._plan = [plan[k] for k in order]
 
     def __len__(self) -> int:
         return len(self._plan)
@@ -67,9 +68,11 @@ class EpochBatches(Sequence[Batch]):
 
 def _similar_lengths(texts: Texts, generator: np.random.Generator) -> Iterator[list[int]]:
     size, limit = texts.batch_size, texts.words_max or np.iinfo(np.int64).max
-    order = [int(row) for row in generator.permutation(len(texts.examples))]
+    order: list[int] = generator.permutation(len(texts.examples)).tolist()
     for start in range(0, len(order), size * _POOL_BATCHES):
-        pool = sorted(order[start : start + size * _POOL_BATCHES], key=lambda r: min(limit, len(texts.examples[r].words)))
+        pool = sorted(
+            order[start : start + size * _POOL_BATCHES], key=lambda r: min(limit, len(texts.examples[r].words))
+        )
         yield from (pool[k : k + size] for k in range(0, len(pool), size))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from models.common.schedule import Schedule
 
@@ -32,7 +32,7 @@ class Config:
     noise_words: int = 512
     # Stages. No pre-training where its schedule is None.
     pretrain: Schedule | None = None
-    train: Schedule = Schedule(epochs=4, learning_rate=2e-3)
+    train: Schedule = field(default_factory=lambda: Schedule(epochs=4, learning_rate=2e-3))
 
 
 FULL = Config(

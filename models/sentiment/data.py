@@ -9,15 +9,18 @@ import io
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from models.common.data import Archive, fetch, locate, read_json_lines, read_text
 from models.common.manifest import DataSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 IMDB = Archive(
     folder="imdb",
@@ -39,6 +42,8 @@ SOURCES = (
 )
 
 NEGATIVE, POSITIVE = 0, 1
+_NEUTRAL = 2
+"""Middle of the treebank's scores, 0 to 4."""
 _BREAK = re.compile(r"<br\s*/?>")
 _MEMBER = re.compile(r"^aclImdb/train/(neg|pos)/((\d+)_\d+)\.txt$")
 _FILM = re.compile(r"/title/(tt\d+)")
@@ -110,12 +115,13 @@ def hold_out(reviews: Sequence[Review], *, count: int, seed: int) -> tuple[list[
     Reviews of one film share names and often opinions, so a film must not stand on both sides.
     """
     films = sorted({review.film for review in reviews})
-    sizes = {film: 0 for film in films}
+    sizes: dict[str, int] = dict.fromkeys(films, 0)
     for review in reviews:
         sizes[review.film] += 1
     held: set[str] = set()
     held_count = 0
-    for position in np.random.default_rng(seed).permutation(len(films)):
+    order: list[int] = np.random.default_rng(seed).permutation(len(films)).tolist()
+    for position in order:
         if held_count >= count:
             break
         held.add(films[position])
@@ -160,9 +166,9 @@ def phrases_of(tree: str) -> Iterator[Phrase]:
 def binary(phrases: Sequence[Phrase], *, roots_only: bool) -> list[tuple[str, int]]:
     """SST-2: distinct texts with label 0 or 1, the neutral ones dropped; ``roots_only`` keeps every sentence."""
     pairs = [
-        (phrase.text, POSITIVE if phrase.score > 2 else NEGATIVE)
+        (phrase.text, POSITIVE if phrase.score > _NEUTRAL else NEGATIVE)
         for phrase in phrases
-        if phrase.score != 2 and (phrase.root or not roots_only)
+        if phrase.score != _NEUTRAL and (phrase.root or not roots_only)
     ]
     return pairs if roots_only else list(dict(pairs).items())
 

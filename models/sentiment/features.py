@@ -14,13 +14,16 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 RUN_CHARS_MAX = 64
 """A run without white space is closed after so many characters, which bounds what is held open."""
@@ -127,9 +130,11 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
+        """Read what :meth:`save` wrote."""
         return cls(json.loads(path.read_text(encoding="utf-8"))["words"])
 
     def save(self, path: Path) -> None:
+        """Write the words, one a line so that a change shows as one, as JSON."""
         path.write_text(json.dumps({"words": self._words}, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
     def indices(self, words: Iterable[str]) -> npt.NDArray[np.int64]:

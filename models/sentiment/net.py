@@ -12,11 +12,14 @@ T time, N batch, I embedding_size, H hidden_size, V vocabulary rows, K noise wor
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.sentiment.config import Config
+if TYPE_CHECKING:
+    from models.sentiment.config import Config
 
 PEAK_INITIAL = -1.0
 """Below every hidden value (a product of a sigmoid and a tanh), so it never survives the first word."""
@@ -35,7 +38,8 @@ class SentimentNet(nn.Module):
         with torch.no_grad():
             # An open forget gate at the start lets the gradient reach early words (Jozefowicz et al. 2015);
             # torch keeps the gates in the order i, f, g, o.
-            self.lstm.bias_ih_l0[config.hidden_size : 2 * config.hidden_size] = 1.0
+            bias: Tensor = self.lstm.bias_ih_l0  # pyright: ignore[reportAssignmentType] - a parameter made by name
+            bias[config.hidden_size : 2 * config.hidden_size] = 1.0
 
     def forward(
         self, words: Tensor, lengths: Tensor, h: Tensor, c: Tensor, peak: Tensor
@@ -48,7 +52,7 @@ class SentimentNet(nn.Module):
         y, (h, c) = self.lstm(self.embedding(words), (h, c))  # y (T, N, H)
         time = torch.arange(words.shape[0], device=words.device, dtype=lengths.dtype)
         real = (time[:, None] < lengths[None, :])[..., None]  # (T, N, 1)
-        highest = torch.where(real, y, torch.full_like(y, PEAK_INITIAL)).amax(0, keepdim=True)
+        highest = torch.where(real, y, PEAK_INITIAL).amax(0, keepdim=True)
         peak = torch.maximum(peak, highest)
         return self.head(torch.cat([peak[0], h[0]], dim=-1)), h, c, peak
 

@@ -10,7 +10,6 @@ goes on from its last checkpoint under ``build/``.
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
+from models.common.manifest import save_manifest
 from models.common.training import Run, Stage, fit, pick_device
+from models.sentiment.artefact import write_artefact
 from models.sentiment.batches import Batch, EpochBatches, Texts, in_order
 from models.sentiment.config import CONFIGS, Config
 from models.sentiment.data import Example, binary, hold_out, read_imdb, read_sst
+from models.sentiment.evaluate import Model, measure
 from models.sentiment.features import Vocabulary, words_of
 from models.sentiment.net import LanguageHead, SentimentNet
 
@@ -58,7 +61,7 @@ def load_corpus(config: Config) -> Corpus:
     )
 
 
-def build_corpus(  # noqa: PLR0913 - one argument per collection
+def build_corpus(
     config: Config,
     *,
     reviews: Labelled,
@@ -82,7 +85,9 @@ def build_corpus(  # noqa: PLR0913 - one argument per collection
     return Corpus(vocabulary, *indexed)
 
 
-def train(config: Config, corpus: Corpus, *, device: torch.device, folder: Path | None) -> tuple[SentimentNet, list[Run]]:
+def train(
+    config: Config, corpus: Corpus, *, device: torch.device, folder: Path | None
+) -> tuple[SentimentNet, list[Run]]:
     """The trained network and the course of each stage; checkpoints go to ``folder``."""
     torch.manual_seed(config.seed)
     net = SentimentNet(config, len(corpus.vocabulary))
@@ -183,16 +188,21 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
     parser.add_argument("--build", type=Path, default=Path("build/sentiment"), help="folder for checkpoints")
+    parser.add_argument("--artefact", type=Path, help="folder to export to (default: artefact/ beside the checkpoints)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    # Embeddings of rare words decay into denormal numbers, which are many times slower to add.
     torch.set_flush_denormal(True)
     config = CONFIGS[arguments.config]
-    started = time.monotonic()
+    folder: Path = arguments.build / config.name
     corpus = load_corpus(config)
-    folder = arguments.build / config.name
-    folder.mkdir(parents=True, exist_ok=True)
     net, runs = train(config, corpus, device=pick_device(arguments.device), folder=folder)
-    print(f"trained in {(time.monotonic() - started) / 60:.0f} minutes")
+    artefact: Path = arguments.artefact or folder / "artefact"
+    write_artefact(artefact, net, corpus.vocabulary, config, epochs=sum(len(run.history) for run in runs))
+    model = Model.load(artefact)
+    manifest = model.manifest.model_copy(update={"metrics": measure(model, config.name)})
+    save_manifest(artefact, manifest)
+    tqdm.write(f"{artefact}: {manifest.metrics}")
 
 
 if __name__ == "__main__":
