@@ -1,0 +1,62 @@
+"""A store that behaves as badly as a network may: slow, losing requests, losing answers. Seeded, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from services.runtime.core.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    import random
+
+    from services.runtime.core.ids import SequenceName
+    from services.runtime.state.store import Conflict, StateStore
+    from services.runtime.state.types import Absence, Position, Record, Stored, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Probabilities, and the longest delay of one way in seconds."""
+
+    delay_s_max: float = 0.0
+    lost_request: float = 0.0
+    lost_answer: float = 0.0
+
+
+class SimulatedStore:
+    """What one replica sees of the shared store `inner`."""
+
+    def __init__(self, inner: StateStore, faults: Faults, rng: random.Random) -> None:
+        self._inner = inner
+        self._faults = faults
+        self._rng = rng
+
+    async def load(self, name: SequenceName) -> Stored | Absence:
+        """See `StateStore`."""
+        await self._way(self._faults.lost_request)
+        found = await self._inner.load(name)
+        await self._way(self._faults.lost_answer)
+        return found
+
+    async def commit(
+        self, name: SequenceName, expected: Position | None, record: Record, terms: Terms
+    ) -> Conflict | None:
+        """See `StateStore`. A lost answer leaves the commit made and its caller in doubt."""
+        await self._way(self._faults.lost_request)
+        conflict = await self._inner.commit(name, expected, record, terms)
+        await self._way(self._faults.lost_answer)
+        return conflict
+
+    async def ping(self) -> None:
+        """Always answers."""
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def _way(self, lost: float) -> None:
+        await asyncio.sleep(self._rng.random() * self._faults.delay_s_max)
+        if self._rng.random() < lost:
+            await asyncio.sleep(1.0)
+            raise StoreUnavailable("lost on the way")
