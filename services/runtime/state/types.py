@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from services.runtime.core.ids import ModelId
 
 
-
 class Durability(IntEnum):
     """What has become of a step when its reply leaves; numbers as in `sequence.proto`."""
 
