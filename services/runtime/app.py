@@ -47,10 +47,10 @@ def make_store(settings: Settings, clock: Clock) -> StateStore:
     """The state store that the settings name."""
     if settings.store == "memory":
         return MemoryStore(clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
-    return RedisStore(
+    return RedisStore.from_url(
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_s,
-        connections_max=settings.redis_connections,
+        connections=settings.redis_connections,
         record_key=settings.record_key.get_secret_value().encode() if settings.record_key else None,
     )
 
@@ -87,9 +87,8 @@ class Server:
 
     def _make_sequences(self) -> Sequences:
         settings = self._settings
-        local = self._store
-        if settings.store != "memory":
-            local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
+        # Sequences without durability, apart from the store that replicas share.
+        local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
         policy = SequencePolicy(
             settings.replies_kept, settings.step_waiters_max, retention_ms=int(settings.retention_s * 1000)
         )

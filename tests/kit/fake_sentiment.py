@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from statestream.common.v1 import lifecycle_pb2, lifecycle_service_pb2, lifecycle_service_pb2_grpc, model_pb2
 from statestream.common.v1.sequence_pb2 import ReplyHeader, SequenceConfig
 from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
@@ -171,7 +171,7 @@ class FakeSentiment(
         found = await self._described(request.sequence_id, context)
         return lifecycle_service_pb2.EndSequenceResponse(sequence=found)
 
-    async def Check(  # noqa: N802 - named by the contract
+    async def check_health(
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
         """Health: SERVING, unless `serving` is unset; each fault stands for one check that says it is not."""
@@ -228,7 +228,12 @@ async def serving(fake: FakeSentiment) -> AsyncGenerator[str]:
     server = aio.server()
     sentiment_service_pb2_grpc.add_SentimentServiceServicer_to_server(fake, server)
     lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(fake, server)
-    health_pb2_grpc.add_HealthServicer_to_server(fake, server)
+    check = grpc.unary_unary_rpc_method_handler(
+        fake.check_health,
+        health_pb2.HealthCheckRequest.FromString,
+        health_pb2.HealthCheckResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

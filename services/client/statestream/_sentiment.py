@@ -67,11 +67,13 @@ class SentimentUpdate:
     header: ReplyHeader
 
 
-AsyncSentimentStream = AsyncStepStream[str | bytes, SentimentUpdate]
-"""What `AsyncClient.sentiment.stream` returns."""
+class AsyncSentimentStream(AsyncStepStream[str | bytes, SentimentUpdate]):
+    """A text that arrives in pieces, from `AsyncClient.sentiment.stream`; bytes may be cut inside a character."""
 
-SentimentStream = StepStream[str | bytes, SentimentUpdate]
-"""What `Client.sentiment.stream` returns."""
+
+class SentimentStream(StepStream[str | bytes, SentimentUpdate]):
+    """A text that arrives in pieces, from `Client.sentiment.stream`; bytes may be cut inside a character."""
+
 
 _LABELS = {wire.LABEL_NEGATIVE: Label.NEGATIVE, wire.LABEL_POSITIVE: Label.POSITIVE}
 
@@ -171,7 +173,7 @@ class AsyncSentimentPart:
             model_version=model_version,
             timeout_s=timeout_s,
         )
-        return AsyncStepStream(self._connection, self._sequences, _Wire(self._stub), options)
+        return AsyncSentimentStream(self._connection, self._sequences, _Wire(self._stub), options)
 
     async def classify_stream(
         self,
@@ -228,7 +230,7 @@ class SentimentPart:
                 sequence_id, resume=resume, durability=durability, model_version=model_version, timeout_s=timeout_s
             )
 
-        return StepStream(self._portal, self._portal.run(make()))
+        return SentimentStream(self._portal, self._portal.run(make()))
 
     def classify_stream(
         self,

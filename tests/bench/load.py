@@ -1,0 +1,62 @@
+"""The client side of the benchmark: many streams, one message at a time each, as live sequences are.
+
+Run in a process of its own, so that the CPU time of the server is the server's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+
+import grpc
+import uvloop
+
+from statestream.common.v1 import sequence_pb2
+from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
+
+Request = sentiment_pb2.StreamingClassifyRequest
+WORDS = "the plot is thin but every scene is a quiet joy to watch and nobody overacts in it at all".split()
+
+
+def message(timesteps: int, at: int) -> Request:
+    """A piece of so many words."""
+    text = " ".join(WORDS[(at + i) % len(WORDS)] for i in range(timesteps)) + " "
+    return Request(piece=sentiment_pb2.TextPiece(control=sequence_pb2.StepControl(), text=text))
+
+
+async def drive(port: int, sequences: int, timesteps: int, warm_s: float, seconds: float) -> dict[str, float]:
+    """Steps answered in `seconds`, and the latencies of all of them."""
+    latencies: list[float] = []
+    messages = [message(timesteps, at) for at in range(len(WORDS))]
+    began = time.perf_counter() + warm_s
+    until = began + seconds
+
+    async def one(stub: sentiment_service_pb2_grpc.SentimentServiceStub) -> None:
+        call = stub.StreamingClassify()
+        await call.write(Request(config=sequence_pb2.SequenceConfig()))
+        step = 0
+        while (now := time.perf_counter()) < until:
+            await call.write(messages[step % len(messages)])
+            await call.read()
+            if now >= began:
+                latencies.append(time.perf_counter() - now)
+            step += 1
+        call.cancel()
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = sentiment_service_pb2_grpc.SentimentServiceStub(channel)
+        await asyncio.gather(*(one(stub) for _ in range(sequences)))
+    latencies.sort()
+    return {
+        "steps": len(latencies),
+        "p50_ms": latencies[len(latencies) // 2] * 1e3,
+        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
+    }
+
+
+if __name__ == "__main__":
+    port, sequences, timesteps = (int(argument) for argument in sys.argv[1:4])
+    warm_s, seconds = (float(argument) for argument in sys.argv[4:6])
+    print(json.dumps(uvloop.run(drive(port, sequences, timesteps, warm_s, seconds))))

@@ -1,0 +1,63 @@
+"""The floors that a served step stands on, measured in the same run on the same machine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+
+from services.runtime.engine.collate import output_names
+from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from services.runtime.model.session import OnnxModel
+
+
+def raw_steps(model: OnnxModel, batch_size: int, timesteps: int, *, seconds: float) -> tuple[float, float]:
+    """(steps/s, CPU microseconds per step) of onnxruntime alone, state fed back, one thread, no server."""
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 20_000, (timesteps, batch_size), dtype=np.int64)
+    feeds: dict[str, Any] = {"words": words, "lengths": np.full(batch_size, timesteps, np.int32)}
+    for state in model.manifest.states:
+        feeds[state.input] = np.stack([state.initial_array()] * batch_size, axis=1)
+    names = output_names(model.manifest)
+    outputs = len(model.manifest.outputs)
+    runs, began, cpu = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - began < seconds:
+        results = model.run(names, feeds)
+        for state, value in zip(model.manifest.states, results[outputs:], strict=True):
+            feeds[state.input] = value
+        runs += 1
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return runs * batch_size / wall, cpu / (runs * batch_size) * 1e6
+
+
+class EchoServicer(sentiment_service_pb2_grpc.SentimentServiceServicer):
+    """The bare asyncio stream: parses each message and answers with a constant."""
+
+    async def StreamingClassify(  # noqa: N802 - named by the contract
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[sentiment_pb2.StreamingClassifyResponse]:
+        """One reply a message, the first message excepted."""
+        response = sentiment_pb2.StreamingClassifyResponse()
+        response.header.sequence_id = "0" * 32
+        response.sentiment.positive_probability = 0.5
+        async for request in request_iterator:
+            if request.HasField("piece"):
+                yield response
+
+
+async def serve_echo(port_file: str) -> None:
+    """Serves until it is killed; writes its port."""
+    server = grpc.aio.server()
+    sentiment_service_pb2_grpc.add_SentimentServiceServicer_to_server(EchoServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with open(port_file, "w") as file:  # noqa: ASYNC230, PTH123 - once, at the start
+        file.write(str(port))
+    await asyncio.Event().wait()

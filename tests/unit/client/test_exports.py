@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import statestream
+from statestream import errors
+
+PUBLIC = {
+    "AsyncClient",
+    "AsyncSentimentStream",
+    "Client",
+    "Durability",
+    "Label",
+    "ModelVersion",
+    "ReplyHeader",
+    "ReplyWarning",
+    "RetryPolicy",
+    "Sentiment",
+    "SentimentStream",
+    "SentimentUpdate",
+    "Sequence",
+    "SequenceStatus",
+    "StatestreamError",
+    "Timing",
+    "errors",
+}
+
+
+def test_public_names_are_these() -> None:
+    """Adding or removing a public name is done on purpose: here too."""
+    assert set(statestream.__all__) == PUBLIC
+    assert all(hasattr(statestream, name) for name in PUBLIC)
+
+
+def test_every_other_module_is_private() -> None:
+    """What is not exported stands in modules with an underscore, so that it can change."""
+    modules = {name for name, value in vars(statestream).items() if inspect.ismodule(value)}
+    generated = {"common", "sentiment"}
+    assert {name for name in modules - generated if not name.startswith("_")} == {"errors"}
+
+
+def test_every_error_class_is_exported() -> None:
+    """A caller can name every class that may be raised."""
+    classes = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert set(errors.__all__) == classes
+
+
+def test_public_members_are_documented() -> None:
+    """Every public class, and every public method of it, says what it does."""
+    for name in statestream.__all__:
+        member = getattr(statestream, name)
+        assert inspect.getdoc(member), name
+        for attribute in dir(member):
+            # What comes from elsewhere, such as from Enum and Exception, is documented there.
+            value = inspect.getattr_static(member, attribute)
+            if not attribute.startswith("_") and str(getattr(value, "__module__", "")).startswith("statestream"):
+                assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+def test_client_imports_nothing_of_the_server() -> None:
+    """A client needs neither the services nor the models, nor numpy: they need not be installed."""
+    code = (
+        "import sys, statestream\n"
+        "roots = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(roots & {'services', 'models', 'numpy', 'pydantic', 'onnxruntime', 'click'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from grpc import StatusCode
+from statestream import Client, errors
+from statestream._portal import Portal
+
+from tests.kit.client_time import FakeTime
+from tests.kit.fake_sentiment import Fail, FakeSentiment, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def sync_client() -> Iterator[tuple[Client, FakeSentiment]]:
+    """A blocking client of a scripted server that runs in a loop of its own."""
+    fake, portal = FakeSentiment(), Portal()
+    running = serving(fake)
+    address = portal.run(running.__aenter__())
+    with Client(address, timing=FakeTime().timing) as client:
+        yield client, fake
+    portal.run(running.__aexit__(None, None, None))
+    portal.close()
+
+
+def test_calls_block_until_they_are_answered(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """Every call of the asyncio client is there, and returns its result."""
+    client, fake = sync_client
+    client.wait_ready()
+    assert client.ready()
+    assert [result.word_count for result in client.sentiment.classify(["one two", "three"])] == [2, 1]
+    with client.sentiment.stream("s") as stream:
+        assert stream.send("one ").header.step == 0
+        assert (stream.sequence_id, stream.next_step, stream.ended) == ("s", 1, False)
+        assert stream.end().final
+        assert stream.last is not None
+    assert client.sequences.get("sentiment", "s").next_step == 2
+    assert client.sequences.end("sentiment", "s").next_step == 2
+    assert fake.store["s"].ended
+
+
+def test_pieces_are_read_in_the_thread_of_the_caller(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """A generator of pieces may use what belongs to its thread; replies come between its pieces."""
+    client, _ = sync_client
+    threads: list[threading.Thread] = []
+
+    def pieces() -> Iterator[str]:
+        for word in ("one ", "two"):
+            threads.append(threading.current_thread())
+            yield word
+
+    updates = list(client.sentiment.classify_stream(pieces()))
+    assert [update.sentiment.word_count for update in updates] == [1, 2, 2]
+    assert set(threads) == {threading.current_thread()}
+
+
+def test_breaks_are_mended_here_too(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """Retries and reconnects are those of the asyncio client."""
+    client, fake = sync_client
+    fake.faults.extend([None, Fail(StatusCode.UNAVAILABLE, applied=True), None])
+    with client.sentiment.stream("s") as stream:
+        for word in ("one ", "two ", "three "):
+            stream.send(word)
+    assert fake.store["s"].text == b"one two three "
+
+
+def test_errors_are_raised_to_the_caller(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """An error of the tree passes from the private thread."""
+    client, fake = sync_client
+    fake.faults.append(Fail(StatusCode.INVALID_ARGUMENT, "INVALID_INPUT", bad_field="texts[0]"))
+    with pytest.raises(errors.InvalidInput):
+        client.sentiment.classify([""])
+
+
+def test_many_threads_share_one_client(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """Calls from several threads at once each get their own answer."""
+    client, _ = sync_client
+    texts = [" ".join(["w"] * count) for count in range(1, 33)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: client.sentiment.classify([text])[0].word_count, texts))
+    assert found == list(range(1, 33))
+
+
+def test_a_closed_client_refuses(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """After `close` a call is a mistake of the program; closing again does nothing."""
+    client, _ = sync_client
+    client.close()
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.ready()
+
+
+def test_one_text_is_not_taken_for_its_pieces(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """As for the asyncio client."""
+    client, _ = sync_client
+    with pytest.raises(TypeError, match="list of one"):
+        next(client.sentiment.classify_stream("a text"))
+
+
+def test_closing_frees_who_still_waits() -> None:
+    """A thread that waits for a call when the client is closed is told so, and does not wait for ever."""
+    portal, waiting = Portal(), threading.Event()
+
+    async def wait_for_ever() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: portal.run(wait_for_ever()))
+        waiting.wait()
+        portal.close()
+        with pytest.raises(errors.CallCancelled, match="closed"):
+            future.result()
+
+
+def test_a_client_that_was_never_closed_lets_the_program_end() -> None:
+    """Forgetting `close` must not hang a script, nor print anything."""
+    code = "from statestream import Client; print(Client('127.0.0.1:1').ready())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -1,0 +1,110 @@
+"""Needs torch: what the exporter makes, and what it must refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+from models.common.export import ExportError, Signature, export_onnx  # noqa: E402
+from models.common.manifest import InputSpec, OutputSpec, StateSpec  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+X = InputSpec(name="x", dtype="float32", dims=("time", "batch", 3), role="features")
+LENGTHS = InputSpec(name="lengths", dtype="int32", dims=("batch",), role="lengths")
+Y = OutputSpec(name="y", dtype="float32", dims=("time", "batch", 5))
+H = StateSpec(name="h", input="h", output="h_next", dtype="float32", dims=(2, "batch", 5))
+C = StateSpec(name="c", input="c", output="c_next", dtype="float32", dims=(2, "batch", 5))
+SIGNATURE = Signature(inputs=(X, LENGTHS), outputs=(Y,), states=(H, C))
+
+
+class Good(nn.Module):
+    """Two layers; the lengths reach the graph through the output's mask, as in a real network."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, num_layers=2, **options)
+
+    def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = self.lstm(x, (h, c))
+        real = torch.arange(x.shape[0], dtype=lengths.dtype)[:, None] < lengths[None, :]
+        return y * real[..., None], h, c
+
+
+class Forgetful(Good):
+    """Starts every chunk anew."""
+
+    def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (new_h, new_c) = self.lstm(x)
+        return y * lengths[None, :, None], h + new_h, c + new_c
+
+
+class Deaf(Good):
+    """Has no recurrent layer."""
+
+    def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.repeat(1, 1, 2)[..., :5] * lengths[None, :, None], h * 2, c * 2
+
+
+def test_rows_may_differ_in_length(tmp_path: Path) -> None:
+    """A padded row ends with the states it has alone without padding, in both layers; batch and time are free."""
+    torch.manual_seed(0)
+    net = Good()
+    export_onnx(net, SIGNATURE, tmp_path / "sub" / "model.onnx")
+    session: Any = onnxruntime.InferenceSession(tmp_path / "sub" / "model.onnx")
+    lengths = [7, 2, 4]
+    x = torch.randn(7, 3, 3)
+    h, c = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    feed = {"x": x.numpy(), "lengths": np.array(lengths, np.int32), "h": h.numpy(), "c": c.numpy()}
+    y, new_h, new_c = session.run(["y", "h_next", "c_next"], feed)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        with torch.no_grad():
+            wanted = net(x[:length, one], torch.tensor([length], dtype=torch.int32), h[:, one].contiguous(), c[:, one].contiguous())
+        np.testing.assert_allclose(y[:length, one], wanted[0].numpy(), atol=1e-6)
+        np.testing.assert_allclose(new_h[:, one], wanted[1].numpy(), atol=1e-6)
+        np.testing.assert_allclose(new_c[:, one], wanted[2].numpy(), atol=1e-6)
+
+
+def test_every_recurrent_node_gets_the_lengths(tmp_path: Path) -> None:
+    """Both layers are wired, weights are constants of the graph, and no path of this machine is in the file."""
+    export_onnx(Good(), SIGNATURE, tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    assert [node.input[4] for node in model.graph.node if node.op_type == "LSTM"] == ["lengths", "lengths"]
+    assert {value.name for value in model.graph.input}.isdisjoint(tensor.name for tensor in model.graph.initializer)
+    assert str(Path(__file__).parents[3]).encode() not in (tmp_path / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (Forgetful(), "not a graph input"),
+        (Deaf(), "no recurrent layer"),
+    ],
+)
+def test_what_cannot_stream_is_refused(tmp_path: Path, net: nn.Module, says: str) -> None:
+    """Better no file than one that serving loads and that gives wrong answers."""
+    with pytest.raises(ExportError, match=says):
+        export_onnx(net, SIGNATURE, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_bidirectional_layer_is_refused(tmp_path: Path) -> None:
+    """It needs the end of the text before the first answer."""
+    wide = OutputSpec(name="y", dtype="float32", dims=("time", "batch", 10))
+    states = tuple(spec.model_copy(update={"dims": (4, "batch", 5)}) for spec in (H, C))
+    with pytest.raises(ExportError, match="backwards"):
+        export_onnx(Good(bidirectional=True), Signature((X, LENGTHS), (wide,), states), tmp_path / "model.onnx")
+
+
+def test_a_graph_without_the_signature_is_refused(tmp_path: Path) -> None:
+    """The manifest describes the graph that is there, type by type."""
+    other = Signature((X, LENGTHS), (OutputSpec(name="y", dtype="int64", dims=("time", "batch", 5)),), (H, C))
+    with pytest.raises(ExportError, match=r"y: tensor\(float\)"):
+        export_onnx(Good(), other, tmp_path / "model.onnx")
