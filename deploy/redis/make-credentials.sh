@@ -1,0 +1,28 @@
+#!/bin/sh
+# Makes the credentials of Redis once, in the folder $1: an access list for Redis with hashes of the passwords, and for
+# each user a file with the password in the form that the user reads. A second run changes nothing.
+set -eu
+umask 022 # the folder is a volume; who may read it is decided by who mounts it
+folder=$1
+
+if [ -s "$folder/complete" ]; then
+  echo 'credentials: there already'
+  exit 0
+fi
+
+random() { head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'; }
+digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
+services=$(random)
+exporter=$(random)
+
+# The services use data and functions; what administers the server or lists keys is left out. The exporter only looks.
+printf '%s\n' \
+  'user default off' \
+  "user statestream on #$(digest "$services") ~* &* +@all -@admin -@dangerous +info" \
+  "user exporter on #$(digest "$exporter") +ping +info +config|get +latency +slowlog +client|setname" \
+  > "$folder/users.acl"
+printf 'redis://statestream:%s@redis:6379/0' "$services" > "$folder/redis_url"
+printf %s "$services" > "$folder/redis_password"
+printf '{"redis://exporter@redis:6379": "%s"}' "$exporter" > "$folder/exporter.json"
+date > "$folder/complete"
+echo 'credentials: made'
