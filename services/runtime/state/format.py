@@ -2,13 +2,13 @@
 
 All numbers are little-endian; `|` marks a multiple of 8 bytes from the start, filled up with zeros.
 
-    magic "STRC", format version u16, flags u8, durability u8, epoch i64, step i64,
+    magic "STRC", format version u16, flags u8, durability u8, epoch u64, step u64,
     lengths: model u16, shapes u16, count of replies u16, zero u16, task u32, zero u32
     | model: length u16 and UTF-8 of name, version, weights digest
     | shapes: per tensor dtype code u8, rank u8, dims u32 each
     | tensors: the elements of each in C order, each filled up to |
     task carry
-    per reply: step i64, length of digest u32, length of reply u32; then digest and reply of each
+    per reply: step u64, length of digest u32, length of reply u32; then digest and reply of each
     seal, 16 bytes
 
 The seal is BLAKE2b over the name of the sequence and all bytes before the seal. CRC-32 would let one damaged
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 
 _MAGIC: Final = b"STRC"
-_HEADER: Final = struct.Struct("<4sHBBqqHHHHII")
-_REPLY: Final = struct.Struct("<qII")
+_HEADER: Final = struct.Struct("<4sHBBQQHHHHII")
+_REPLY: Final = struct.Struct("<QII")
 _MODEL: Final = struct.Struct("<HHH")
 _SEAL_BYTES: Final = 16
 _ALIGN: Final = 8
@@ -177,7 +177,7 @@ class RecordFormat:
 def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int]) -> Record:
     """The record behind `header`; every length is held against what is there before it is used."""
     _, _, flags, durability, epoch, step, model_bytes, shapes_bytes, reply_count, zero, task_bytes, zero_too = header
-    if zero or zero_too or durability not in _DURABILITIES or epoch < 0 or step < 0:
+    if zero or zero_too or durability not in _DURABILITIES:
         raise ValueError("impossible header")
     end = len(data) - _SEAL_BYTES
     shapes_at = _HEADER.size + model_bytes
