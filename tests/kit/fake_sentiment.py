@@ -75,6 +75,7 @@ class FakeSentiment(
         seconds_left: to every `Classify` when it arrived.
         clean_ends: streams that were closed, not cancelled, by the client.
         serving: what health says.
+        silent: set when a call has come upon `Silence`.
     """
 
     def __init__(self, store: dict[str, StoredSequence] | None = None) -> None:
@@ -86,6 +87,7 @@ class FakeSentiment(
         self.seconds_left: list[float] = []
         self.clean_ends = 0
         self.serving = True
+        self.silent = asyncio.Event()
 
     async def Classify(  # noqa: N802 - named by the contract
         self, request: sentiment_pb2.ClassifyRequest, context: aio.ServicerContext[Any, Any]
@@ -117,7 +119,7 @@ class FakeSentiment(
             if isinstance(fault, Close):
                 return
             if isinstance(fault, Silence):
-                await asyncio.Event().wait()
+                await self._never()
             yield reply
         self.clean_ends += 1
 
@@ -203,7 +205,12 @@ class FakeSentiment(
         if isinstance(fault, Fail):
             await abort(context, fault)
         if isinstance(fault, Silence):
-            await asyncio.Event().wait()
+            await self._never()
+
+    async def _never(self) -> NoReturn:
+        self.silent.set()
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 async def abort(context: aio.ServicerContext[Any, Any], fault: Fail) -> NoReturn:

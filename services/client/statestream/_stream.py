@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-from grpc import aio
+from grpc import StatusCode, aio
 
 from statestream._channel import grpc_errors
 from statestream._retry import with_retries
@@ -244,11 +244,17 @@ class AsyncStepStream(Generic[PieceT, UpdateT]):
         call, is_new = self._call, self._call is None
         if call is None:
             call = self._call = self._wire.open()
-        # A call that is over refuses a write without saying why; reading tells.
-        with contextlib.suppress(asyncio.InvalidStateError):
+        try:
             if is_new:
                 await call.write(self._wire.config(self._config()))
             await call.write(request)
+        except asyncio.InvalidStateError:
+            pass  # the call is over, and a write does not say why; reading tells
+        except aio.AioRpcError as error:
+            if error.code() is not StatusCode.INTERNAL or error.trailing_metadata():
+                raise
+            # So grpc.aio tells that a message could not be sent, before it knows why: the connection is lost.
+            raise Unavailable("the connection broke while the step was sent") from error
         reply = await call.read()
         if reply is aio.EOF:
             raise Unavailable("the server closed the stream before it replied")

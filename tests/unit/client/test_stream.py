@@ -7,10 +7,10 @@ import pytest
 from grpc import StatusCode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from statestream import AsyncClient, Durability, Label, errors
+from statestream import AsyncClient, Durability, Label, RetryPolicy, errors
 
 from tests.kit.client_time import FakeTime
-from tests.kit.fake_sentiment import Close, Fail, Fault, FakeSentiment, Silence, StoredSequence, serving
+from tests.kit.fake_sentiment import Close, Fail, FakeSentiment, Fault, Silence, StoredSequence, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,7 +86,8 @@ async def test_every_piece_is_applied_once_whatever_breaks(faults: list[Fault | 
     """Under any mix of breaks that may be retried the text arrives whole, in order, each piece once."""
     fake, time = FakeSentiment(), FakeTime()
     fake.faults.extend(faults)
-    async with serving(fake) as address, AsyncClient(address, timing=time.timing, timeout_s=100) as client:
+    policy = RetryPolicy(attempts_max=len(faults) + 1)
+    async with serving(fake) as address, AsyncClient(address, timing=time.timing, retry=policy) as client:
         updates = [update async for update in client.sentiment.classify_stream(pieces, sequence_id="s")]
     assert fake.store["s"].text == "".join(pieces).encode()
     assert [update.header.step for update in updates] == list(range(len(pieces) + 1))
@@ -96,33 +97,29 @@ async def test_every_piece_is_applied_once_whatever_breaks(faults: list[Fault | 
 async def test_another_replica_goes_on() -> None:
     """When the replica of a stream dies the next one with the same store takes the open step."""
     store: dict[str, StoredSequence] = {}
-    first, second, time = FakeSentiment(store), FakeSentiment(store), FakeTime()
-    async with serving(second) as there:
-        async with serving(first) as here:
-            both = f"ipv4:{here},{there}"
-            client = AsyncClient(both, timing=time.timing)
-            stream = client.sentiment.stream("s")
-            await stream.__aenter__()
-            await stream.send("one ")
-            dying, surviving = (first, second) if first.pieces else (second, first)
-            dying.faults.append(GONE)
-            # The surviving one may be either; the dying one refuses whatever else comes to it.
-            dying.faults.extend([GONE] * 20)
-        if surviving is second:
-            update = await stream.send("two")
-            assert update.sentiment.word_count == 2
-            assert surviving.configs[-1].start is False
-        await stream.__aexit__(None, None, None)
-        await client.close()
+    fakes = [FakeSentiment(store), FakeSentiment(store)]
+    servers = [serving(fake) for fake in fakes]
+    addresses = [await server.__aenter__() for server in servers]
+    client = AsyncClient("ipv4:" + ",".join(addresses), timing=FakeTime().timing)
+    async with client, client.sentiment.stream("s") as stream:
+        await stream.send("one ")
+        dying = 0 if fakes[0].pieces else 1
+        await servers[dying].__aexit__(None, None, None)
+        update = await stream.send("two")
+    await servers[1 - dying].__aexit__(None, None, None)
+    assert update.sentiment.word_count == 2
+    assert [len(fake.configs) for fake in fakes] == [1, 1]
+    assert fakes[1 - dying].configs[0].start is False
 
 
 async def test_a_break_between_steps_costs_no_attempt(client: AsyncClient, fake: FakeSentiment, time: FakeTime) -> None:
     """A stream that ended while nothing was under way is opened again without a wait, whatever its status was."""
     async with client.sentiment.stream("s") as stream:
         await stream.send("one ")
-        assert stream._call is not None
-        stream._call.cancel()
-        await asyncio.wait([asyncio.ensure_future(stream._call.code())])
+        call = stream._call  # pyright: ignore[reportPrivateUsage]
+        assert call is not None
+        call.cancel()
+        await call.code()
         await stream.send("two ")
     assert time.slept == []
     assert fake.store["s"].text == b"one two "
@@ -197,8 +194,7 @@ async def test_a_cancelled_send_can_be_repeated(client: AsyncClient, fake: FakeS
     async with client.sentiment.stream("s") as stream:
         await stream.send("one ")
         task = asyncio.create_task(stream.send("two "))
-        while len(fake.pieces) < 2:
-            await asyncio.sleep(0)
+        await fake.silent.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -250,10 +246,15 @@ async def test_a_named_sequence_goes_on(client: AsyncClient, fake: FakeSentiment
 
 async def test_leaving_by_an_exception_ends_nothing(client: AsyncClient, fake: FakeSentiment) -> None:
     """An exception passes through, no last step is taken, and the call is given up."""
-    with pytest.raises(ZeroDivisionError):
-        async with client.sentiment.stream() as stream:
+    stream = client.sentiment.stream()
+
+    async def fail() -> None:
+        async with stream:
             await stream.send("one")
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     assert not fake.store[stream.sequence_id].ended
     assert len(fake.pieces) == 1
 
@@ -301,8 +302,7 @@ async def test_a_client_closed_meanwhile_is_an_error_of_ours(client: AsyncClient
     fake.faults.append(Silence())
     async with client.sentiment.stream("s") as stream:
         task = asyncio.create_task(stream.send("one "))
-        while not fake.pieces:
-            await asyncio.sleep(0)
+        await fake.silent.wait()
         await client.close()
         with pytest.raises(errors.CallCancelled):
             await task

@@ -85,8 +85,8 @@ def test_many_threads_share_one_client(sync_client: tuple[Client, FakeSentiment]
     client, _ = sync_client
     texts = [" ".join(["w"] * count) for count in range(1, 33)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda text: client.sentiment.classify([text])[0].word_count, texts))
-    assert found == list(range(1, 33))
+        found = list(pool.map(client.sentiment.classify, ([text] for text in texts)))
+    assert [result.word_count for [result] in found] == list(range(1, 33))
 
 
 def test_a_closed_client_refuses(sync_client: tuple[Client, FakeSentiment]) -> None:
