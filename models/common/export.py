@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage] - documented there
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,10 +81,10 @@ def _trace(net: nn.Module, signature: Signature) -> onnx.ModelProto:
     # The exporter writes to a stream too, its annotation names only paths.
     stream: Any = io.BytesIO()
     with warnings.catch_warnings():
-        # That this exporter is the older one, and that an LSTM with a dynamic batch needs explicit states,
-        # which it has here.
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)
+        # That this exporter is the older one; that an LSTM with a dynamic batch needs explicit states, which it
+        # has here; and that torch's checks of layer sizes are not traced. What it makes is checked below.
+        for category in (DeprecationWarning, UserWarning, TracerWarning):
+            warnings.filterwarnings("ignore", category=category)
         torch.onnx.export(
             net,
             arguments,

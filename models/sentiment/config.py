@@ -52,7 +52,7 @@ TINY = Config(
     embedding_size=16,
     hidden_size=24,
     noise_words=32,
-    pretrain=Schedule(epochs=1, learning_rate=1e-2),
-    train=Schedule(epochs=6, learning_rate=1e-2),
+    pretrain=Schedule(epochs=5, learning_rate=2e-2),
+    train=Schedule(epochs=10, learning_rate=1e-2),
 )
 CONFIGS = {config.name: config for config in (FULL, QUICK, TINY)}

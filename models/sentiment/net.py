@@ -76,9 +76,10 @@ class SentimentNet(nn.Module):
 class LanguageHead(nn.Module):
     """Next-word scores from hidden states, for pre-training; the output words are the input embedding.
 
-    Scoring all V words costs more than the LSTM, so each batch is scored against K noise words that all its
-    positions share, drawn with replacement by frequency, with the drawing probability divided out:
-    score(w) = x . e_w + b_w - log q(w) (sampled softmax, Jean et al. 2015, section 3).
+    Scoring all V words costs more than the LSTM, so the sum over them in the softmax is estimated from K noise
+    words that all positions of a batch share: drawn by frequency with replacement, each counted 1 / (K q) times
+    (importance sampling, Bengio & Senecal 2003; Jean et al. 2015, section 3). The word that did come is counted
+    by itself, so a noise word equal to it is left out; the estimate of the sum has no bias.
     """
 
     frequency: Tensor
@@ -94,11 +95,10 @@ class LanguageHead(nn.Module):
         """Negative log-likelihood (M,) of targets (M,) given y (M, H) and the embedding (V, I), in nats."""
         x = self.project(y)  # (M, I)
         noise = torch.multinomial(self.frequency, self.noise_words, replacement=True)  # (K,)
-        offset = self.bias - torch.log(self.frequency * self.noise_words)  # (V,)
+        weight = torch.log(self.frequency[noise] * self.noise_words)  # (K,)
         # functional.embedding, not indexing: its gradient is several times faster on the CPU.
-        against = torch.addmm(offset[noise], x, functional.embedding(noise, embedding).T)  # (M, K)
-        # A noise word that is the target would push down what should go up.
+        against = torch.addmm(self.bias[noise] - weight, x, functional.embedding(noise, embedding).T)  # (M, K)
         against = against.masked_fill(noise[None, :] == targets[:, None], -1e9)
         score = (x * functional.embedding(targets, embedding)).sum(-1)  # (M,)
-        score = score + functional.embedding(targets, offset[:, None])[:, 0]
+        score = score + functional.embedding(targets, self.bias[:, None])[:, 0]
         return torch.logaddexp(score, against.logsumexp(-1)) - score

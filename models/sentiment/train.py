@@ -107,7 +107,8 @@ def _at(folder: Path | None, name: str) -> Path | None:
 def language_stage(config: Config, corpus: Corpus, net: SentimentNet) -> Stage[Batch]:
     """Predict the next word of reviews and treebank sentences; watched on the held-out reviews."""
     counts = Counter(int(word) for text in (*corpus.reviews, *corpus.sentences) for word in text.words)
-    frequency = torch.tensor([float(counts[word] or 1) for word in range(len(corpus.vocabulary))])
+    # Flatter than the counts, so that a rare noise word does not stand for thousands of others at once.
+    frequency = torch.tensor([float(counts[word] or 1) for word in range(len(corpus.vocabulary))]) ** 0.75
     head = LanguageHead(config, frequency / frequency.sum())
     collections = [
         Texts(_longer_than_one(corpus.reviews), config.reviews_per_batch, config.words_max),

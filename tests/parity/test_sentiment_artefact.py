@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from models.common.manifest import MODEL_FILE, Manifest, load_manifest, verify_files
 from models.common.parity import PARITY_FILE, Runner, check_parity
 from models.sentiment.evaluate import ARTEFACT, Model

@@ -10,9 +10,10 @@ torch = pytest.importorskip("torch")
 
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
 from models.common.export import ExportError, Signature, export_onnx  # noqa: E402
 from models.common.manifest import InputSpec, OutputSpec, StateSpec  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -27,11 +28,12 @@ SIGNATURE = Signature(inputs=(X, LENGTHS), outputs=(Y,), states=(H, C))
 class Good(nn.Module):
     """Two layers; the lengths reach the graph through the output's mask, as in a real network."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, bidirectional: bool = False) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(3, 5, num_layers=2, **options)
+        self.lstm = nn.LSTM(3, 5, num_layers=2, bidirectional=bidirectional)
 
     def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X (T, N, 3), lengths (N,), h and c (2, N, 5) -> y (T, N, 5), new h, new c."""
         y, (h, c) = self.lstm(x, (h, c))
         real = torch.arange(x.shape[0], dtype=lengths.dtype)[:, None] < lengths[None, :]
         return y * real[..., None], h, c
@@ -41,6 +43,7 @@ class Forgetful(Good):
     """Starts every chunk anew."""
 
     def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X (T, N, 3), lengths (N,), h and c (2, N, 5) -> y (T, N, 5), new h, new c."""
         y, (new_h, new_c) = self.lstm(x)
         return y * lengths[None, :, None], h + new_h, c + new_c
 
@@ -49,6 +52,7 @@ class Deaf(Good):
     """Has no recurrent layer."""
 
     def forward(self, x: Tensor, lengths: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """X (T, N, 3), lengths (N,), h and c (2, N, 5) -> y (T, N, 5), new h, new c."""
         return x.repeat(1, 1, 2)[..., :5] * lengths[None, :, None], h * 2, c * 2
 
 
@@ -66,7 +70,12 @@ def test_rows_may_differ_in_length(tmp_path: Path) -> None:
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         with torch.no_grad():
-            wanted = net(x[:length, one], torch.tensor([length], dtype=torch.int32), h[:, one].contiguous(), c[:, one].contiguous())
+            wanted = net(
+                x[:length, one],
+                torch.tensor([length], dtype=torch.int32),
+                h[:, one].contiguous(),
+                c[:, one].contiguous(),
+            )
         np.testing.assert_allclose(y[:length, one], wanted[0].numpy(), atol=1e-6)
         np.testing.assert_allclose(new_h[:, one], wanted[1].numpy(), atol=1e-6)
         np.testing.assert_allclose(new_c[:, one], wanted[2].numpy(), atol=1e-6)

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from models.common import data as common
 from models.sentiment.data import (
     Phrase,
@@ -107,7 +108,12 @@ def test_phrases_of_a_tree() -> None:
 
 def test_binary_labels() -> None:
     """Neutral phrases are dropped and repeated ones kept once; sentences are all kept."""
-    phrases = [Phrase("a", 0, root=True), Phrase("b", 2, root=True), Phrase("a", 1, root=True), Phrase("c", 4, root=False)]
+    phrases = [
+        Phrase("a", 0, root=True),
+        Phrase("b", 2, root=True),
+        Phrase("a", 1, root=True),
+        Phrase("c", 4, root=False),
+    ]
     assert binary(phrases, roots_only=False) == [("a", 0), ("c", 1)]
     assert binary(phrases, roots_only=True) == [("a", 0), ("a", 0)]
 

@@ -26,12 +26,11 @@ CPU = torch.device("cpu")
 
 
 def texts(seed: int, count: int, low: int, high: int) -> list[tuple[str, int]]:
-    """Words that count upwards from a random one, with one of two telling words somewhere among them."""
+    """Words of unequal frequency, with one of two telling words somewhere among them."""
     generator = np.random.default_rng(seed)
     pairs: list[tuple[str, int]] = []
     for _ in range(count):
-        first, length = generator.integers(0, 60), generator.integers(low, high)
-        words = [f"w{(first + i) % 60}" for i in range(length)]
+        words = [f"w{index % 60}" for index in generator.zipf(1.5, int(generator.integers(low, high)))]
         label = int(generator.integers(2))
         words[int(generator.integers(len(words)))] = ("awful", "lovely")[label]
         pairs.append((" ".join(words), label))
@@ -65,12 +64,12 @@ def test_tiny_training_end_to_end(corpus: Corpus, tmp_path: Path) -> None:
     net, (language, sentiment) = train(TINY, corpus, device=CPU, folder=tmp_path / "build")
     # Chance: every word as likely as any other; both labels alike, for the whole text and for its beginning.
     assert language.first_loss == pytest.approx(math.log(len(corpus.vocabulary)), abs=0.5)
-    assert sentiment.first_loss == pytest.approx((1 + TINY.earlier_weight) * math.log(2), abs=0.1)
+    assert sentiment.first_loss == pytest.approx((1 + TINY.earlier_weight) * math.log(2), abs=0.2)
     assert language.history[-1]["held_loss"] < language.first_loss
     assert sentiment.history[sentiment.best_epoch]["mean_error"] < 0.05
 
     folder = tmp_path / "artefact"
-    manifest, report = write_artefact(folder, net, corpus.vocabulary, TINY, epochs=7)
+    manifest, report = write_artefact(folder, net, corpus.vocabulary, TINY, epochs=15)
     assert report.passed
     assert load_manifest(folder) == manifest
     verify_files(folder, manifest)

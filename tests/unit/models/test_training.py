@@ -9,9 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor, nn  # noqa: E402
+from torch import device as Device  # noqa: E402, N812
+
 from models.common.schedule import Schedule  # noqa: E402
 from models.common.training import Run, Stage, fit, library_versions, pick_device  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -26,7 +28,8 @@ class Points:
     x: Tensor
     y: Tensor
 
-    def to(self, device: torch.device) -> "Points":
+    def to(self, device: Device) -> "Points":
+        """The same points there."""
         return Points(self.x.to(device), self.y.to(device))
 
 
@@ -134,5 +137,3 @@ def test_versions_are_recorded() -> None:
     """What the result depends on is named."""
     assert {"python", "torch", "numpy", "onnx", "onnxruntime"} <= library_versions().keys()
     assert pick_device("cpu") == CPU
-
-
