@@ -47,8 +47,10 @@ class RecordCache:
     def put(self, name: SequenceName, record: Record, expires_at: float = float("inf")) -> None:
         """Keeps `record`; what was used longest ago gives way. One that is over the bounds by itself is not kept."""
         self.drop(name)
+        if self._sequences_max < 1:
+            return
         size_bytes = record_bytes(record)
-        if size_bytes > self._bytes_max or self._sequences_max < 1:
+        if size_bytes > self._bytes_max:
             return
         self._kept[name] = (record, size_bytes, expires_at)
         self._size_bytes += size_bytes

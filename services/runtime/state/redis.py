@@ -100,7 +100,7 @@ class RedisStore:
 
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""
-        key = self._key(name)
+        key = sequence_key(self._prefix, name)
         call = self._link.call(b"%b$%d\r\n%b\r\n" % (_LOAD, len(key), key))
         found = await call.reply
         return Absence.UNKNOWN if found is None else self._stored(name, found)
@@ -109,7 +109,7 @@ class RedisStore:
         self, name: SequenceName, expected: Position | None, record: Record, terms: Terms
     ) -> Conflict | None:
         """See `StateStore`."""
-        key = self._key(name)
+        key = sequence_key(self._prefix, name)
         data = self._format.encode(name, record)
         before = b"" if expected is None else b"%d:%d" % expected
         after = b"%d:%d" % record.position
@@ -150,13 +150,6 @@ class RedisStore:
         """What an operator should know about the server; made for `statestream doctor`. Raises nothing."""
         return await findings(self._link)
 
-    def _key(self, name: SequenceName) -> bytes:
-        tenant, model, sequence_id = name
-        # Quoted, nothing holds ":" or "{": names stay apart, and Redis Cluster spreads them over all of its slots.
-        if not (sequence_id.isascii() and sequence_id.isalnum()):
-            sequence_id = quote(sequence_id, safe="")
-        return f"{_owner(self._prefix, tenant, model)}{sequence_id}".encode()
-
     def _stored(self, name: SequenceName, found: list[bytes | int]) -> Stored:
         data, position, expires_at_ms, expired = found
         if not (isinstance(data, bytes) and isinstance(position, bytes) and isinstance(expires_at_ms, bytes)):
@@ -177,6 +170,15 @@ class RedisStore:
         if b"%d:%d" % record.position != position:
             raise StateCorrupt("the stored record is not at the position that stands beside it")
         return record
+
+
+def sequence_key(prefix: str, name: SequenceName) -> bytes:
+    """The key of the hash that holds the sequence `name`."""
+    tenant, model, sequence_id = name
+    # Quoted, nothing holds ":" or "{": names stay apart, and Redis Cluster spreads them over all of its slots.
+    if not (sequence_id.isascii() and sequence_id.isalnum()):
+        sequence_id = quote(sequence_id, safe="")
+    return f"{_owner(prefix, tenant, model)}{sequence_id}".encode()
 
 
 @lru_cache(1024)
