@@ -68,12 +68,12 @@ def decode(partial: bytes, piece: bytes, *, final: bool) -> tuple[str, bytes]:
     Raises:
         TextEncodingError: the bytes cannot begin, or with ``final`` be, UTF-8.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    data = partial + piece
     try:
-        text = decoder.decode(partial + piece, final)
+        text, used = codecs.utf_8_decode(data, "strict", final)
     except UnicodeDecodeError as error:
         raise TextEncodingError(max(0, error.start - len(partial))) from error
-    return text, decoder.getstate()[0]
+    return text, data[used:]
 
 
 def split_runs(run: str, text: str, *, final: bool) -> tuple[list[str], str]:
