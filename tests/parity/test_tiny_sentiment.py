@@ -31,7 +31,7 @@ def tiny() -> SentimentNet:
 def test_torch_is_onnx(tmp_path: Path, seed: int) -> None:
     """Logits and all three states agree closely, over lengths, batch sizes and chunkings."""
     net = tiny()
-    manifest, report = write_artefact(tmp_path, net, VOCABULARY, TINY, epochs=0)
+    manifest, _ = write_artefact(tmp_path, net, VOCABULARY, TINY, epochs=0)
     assert (tmp_path / PARITY_FILE).exists()
     again = check_parity(tmp_path, manifest, drawer(len(VOCABULARY)), reference(net), seed=seed, timesteps_max=200)
     assert again.passed, asdict(again)
