@@ -56,7 +56,7 @@ def make_store(settings: Settings, clock: Clock) -> StateStore:
 
 
 class Server:
-    """One process that serves some tasks.
+    """One process that serves some tasks. A `store` that is handed in stays its owner's to close.
 
     `start` returns when the models are warm and health says SERVING; `stop` lets calls in progress finish.
     """
@@ -74,6 +74,7 @@ class Server:
         self._tasks = tasks
         self._clock = clock or SystemClock()
         self.metrics = Metrics(registry or prometheus_client.CollectorRegistry())
+        self._owns_store = store is None
         self._store = store or make_store(settings, self._clock)
         self._catalogue = Catalogue()
         self._drain = Drain()
@@ -92,7 +93,9 @@ class Server:
         policy = SequencePolicy(
             settings.replies_kept, settings.step_waiters_max, retention_ms=int(settings.retention_s * 1000)
         )
-        cache = RecordCache(sequences_max=settings.cache_sequences, bytes_max=settings.memory_bytes_max)
+        # A store in memory is as near as a cache would be.
+        at_hand = 0 if settings.store == "memory" else settings.cache_sequences
+        cache = RecordCache(sequences_max=at_hand, bytes_max=settings.memory_bytes_max)
         return Sequences(self._catalogue, self._store, local, cache, policy, self._clock, self.metrics)
 
     def _make_server(self) -> grpc.aio.Server:
@@ -156,7 +159,8 @@ class Server:
         self._drain.begin()
         await self._server.stop(self._settings.drain_s)
         self._catalogue.close()
-        await self._store.close()
+        if self._owns_store:
+            await self._store.close()
         if self._metrics_server:
             self._metrics_server[0].shutdown()
             self._metrics_server[0].server_close()

@@ -68,14 +68,13 @@ def fold_piece(piece: codec.Piece, deadline: float | None) -> Fold:
     return fold
 
 
-STREAM: SequenceTask[Request, Response, codec.Piece] = SequenceTask(
+STREAM: SequenceTask[Request, codec.Piece] = SequenceTask(
     model=NAME,
     config_of=lambda request: request.config if request.HasField("config") else None,
     control_of=lambda request: request.piece.control if request.HasField("piece") else None,
     parse=codec.parse_piece,
     closing=(codec.Piece(b"", end=True, field="piece"), b""),
     fold=fold_piece,
-    reply_from=Response.FromString,
 )
 
 
@@ -104,12 +103,12 @@ class SentimentServicer(sentiment_service_pb2_grpc.SentimentServiceServicer):
             model=model_version(model.model_id),
         )
 
-    async def StreamingClassify(  # noqa: N802 - named by the contract
+    def StreamingClassify(  # noqa: N802 - named by the contract
         self, request_iterator: AsyncIterator[Request], context: grpc.aio.ServicerContext[Request, Response]
     ) -> AsyncIterator[Response]:
         """Judges a text that arrives in pieces."""
-        async for response in serve_stream(STREAM, self._runtime, request_iterator, context):
-            yield response
+        # Serialised responses, which the stubs' types cannot say.
+        return cast("AsyncIterator[Response]", serve_stream(STREAM, self._runtime, request_iterator, context))
 
 
 def load_features(folder: Path) -> Vocabulary:

@@ -146,9 +146,7 @@ async def test_a_start_begins_anew(stub: Any) -> None:
         ),
     ],
 )
-async def test_bad_input_has_its_own_status(
-    stub: Any, messages: list[Request], expected: tuple[str, str, str]
-) -> None:
+async def test_bad_input_has_its_own_status(stub: Any, messages: list[Request], expected: tuple[str, str, str]) -> None:
     """Code, reason and field, for everything that can be wrong with a stream."""
     assert await refused(stub, *messages) == expected
 

@@ -54,8 +54,14 @@ def stack(rows: Sequence[Row], manifest: Manifest) -> dict[str, Array]:
     if spec is not None:
         feeds[spec.name] = lengths
     for i, state in enumerate(manifest.states):
-        feeds[state.input] = np.stack([row.state[i] for row in rows], axis=BATCH_AXIS)
+        feeds[state.input] = _join([row.state[i] for row in rows])
     return feeds
+
+
+def _join(states: list[Array]) -> Array:
+    if states[0].shape[0] == 1:  # one layer: rows lie one behind the other, which needs no stacking
+        return np.concatenate(states)[None]
+    return np.stack(states, axis=BATCH_AXIS)
 
 
 def _pad(arrays: list[Array], longest: int, lengths: npt.NDArray[np.int32]) -> Array:
@@ -76,16 +82,14 @@ def unstack(arrays: Sequence[Array], rows: Sequence[Row], manifest: Manifest) ->
     """One result a row, padding cut off. Arrays are copied: a row kept for hours must not keep its batch alive."""
     outputs, states = arrays[: len(manifest.outputs)], arrays[len(manifest.outputs) :]
     timed = [spec.per == "timestep" for spec in manifest.outputs]
-    return [
-        Result(
-            tuple(
-                array[: row.timesteps, n].copy() if per_timestep else array[n].copy()
-                for array, per_timestep in zip(outputs, timed, strict=True)
-            ),
-            tuple(array[:, n].copy() for array in states),
-        )
-        for n, row in enumerate(rows)
-    ]
+    results: list[Result] = []
+    for n, row in enumerate(rows):
+        of_row = [
+            array[: row.timesteps, n].copy() if per_timestep else array[n].copy()
+            for array, per_timestep in zip(outputs, timed, strict=True)
+        ]
+        results.append(Result(tuple(of_row), tuple([array[:, n].copy() for array in states])))
+    return results
 
 
 def finite_rows(arrays: Sequence[Array], manifest: Manifest, count: int) -> npt.NDArray[np.bool_]:

@@ -65,7 +65,12 @@ class Metrics:
         self._store_errors = Counter(
             "statestream_store_errors", "Calls that the state store failed", ("operation",), registry=registry
         )
-        self._phase = lru_cache(maxsize=256)(self._phases.labels)  # labels() costs more than observe()
+        # On the hot path labels() costs more than the counting itself.
+        self._phase = lru_cache(maxsize=None)(self._phases.labels)
+        self._messages_of = lru_cache(maxsize=None)(self._messages.labels)
+        self._cache_of = lru_cache(maxsize=None)(self._cache.labels)
+        self._batch_size_of = lru_cache(maxsize=None)(self._batch_size.labels)
+        self._queue_of = lru_cache(maxsize=None)(self._queue.labels)
 
     def call_started(self, method: str) -> None:
         """See `CallEvents`."""
@@ -79,11 +84,11 @@ class Metrics:
 
     def message_received(self, model: str) -> None:
         """See `StreamEvents`."""
-        self._messages.labels(model).inc()
+        self._messages_of(model).inc()
 
     def batch_ran(self, model: str, size: int, queue_s: Sequence[float], run_s: float) -> None:
         """See `BatchEvents`."""
-        self._batch_size.labels(model).observe(size)
+        self._batch_size_of(model).observe(size)
         self._phase(model, "run").observe(run_s)
         queue = self._phase(model, "queue")
         for seconds in queue_s:
@@ -91,7 +96,7 @@ class Metrics:
 
     def queue_length(self, model: str, length: int) -> None:
         """See `BatchEvents`."""
-        self._queue.labels(model).set(length)
+        self._queue_of(model).set(length)
 
     def sequence_started(self, model: str) -> None:
         """See `SequenceEvents`."""
@@ -119,7 +124,7 @@ class Metrics:
 
     def cache_looked_up(self, model: str, *, hit: bool) -> None:
         """See `SequenceEvents`."""
-        self._cache.labels(model, "true" if hit else "false").inc()
+        self._cache_of(model, "true" if hit else "false").inc()
 
     def store_failed(self, operation: str) -> None:
         """The store did not do `operation`, "load" or "commit"."""

@@ -6,7 +6,6 @@ This is the whole of the exactly-once rule. Everything else only loads, runs and
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from services.runtime.core.errors import (
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class StepRequest:
+class StepRequest(NamedTuple):
     """One step as a client asks for it.
 
     Attributes:

@@ -8,7 +8,6 @@ each other, so a repeated request finds the reply of the one before it.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -24,10 +23,8 @@ from services.runtime.sequences.decide import Decision, Run, StepRequest, decide
 from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from services.runtime.core.clock import Clock
-    from services.runtime.core.ids import SequenceName
+    from services.runtime.core.ids import ModelId, SequenceName
     from services.runtime.engine.served import Catalogue, ServedModel
     from services.runtime.state.cache import RecordCache
     from services.runtime.state.store import StateStore
@@ -131,6 +128,7 @@ class Sequences:
         self._policy = policy
         self._clock = clock
         self._events = events
+        self._terms_of: dict[ModelId, Terms] = {}  # bounded by the model versions there ever were
         self._lanes: dict[SequenceName, _Lane] = {}  # bounded by the requests in progress
 
     async def step(self, name: SequenceName, request: StepRequest, fold: Fold) -> bytes:
@@ -211,11 +209,16 @@ class Sequences:
         return Run(record.position, record.position, record) if record is not None and usable else None
 
     async def _load_and_decide(self, name: SequenceName, request: StepRequest) -> Decision:
-        with self._timed(name, "load"):
+        before = self._clock.monotonic()
+        try:
             if request.start:
                 found = await self._store_of(request.durability).load(name)
             else:
                 found = await self.describe(name)
+        except StoreUnavailable:
+            self._events.store_failed("load")
+            raise
+        self._events.step_timed(name.model, "load", self._clock.monotonic() - before)
         return decide(found, request, self._new_epoch())
 
     async def _run(
@@ -246,23 +249,18 @@ class Sequences:
         # Until the commit has answered nobody may go on from what is at hand: if this request is cancelled now, the
         # commit may or may not take effect.
         self._cache.drop(name)
-        with self._timed(name, "commit"):
-            conflict = await self._store_of(record.durability).commit(name, expected, record, self._terms(record))
+        store, terms, before = self._store_of(record.durability), self._terms(record), self._clock.monotonic()
+        try:
+            conflict = await store.commit(name, expected, record, terms)
+        except StoreUnavailable:
+            self._events.store_failed("commit")
+            raise
+        self._events.step_timed(name.model, "commit", self._clock.monotonic() - before)
         if conflict is not None:
             return conflict.found
         if not record.ended:
             self._cache.put(name, record)
         return None
-
-    @contextmanager
-    def _timed(self, name: SequenceName, operation: str) -> Generator[None]:
-        before = self._clock.monotonic()
-        try:
-            yield
-        except StoreUnavailable:
-            self._events.store_failed(operation)
-            raise
-        self._events.step_timed(name.model, operation, self._clock.monotonic() - before)
 
     def _model_of_run(self, request: StepRequest, run: Run) -> tuple[ServedModel, Durability]:
         if run.base is None:
@@ -270,10 +268,16 @@ class Sequences:
         return self._catalogue.pinned(run.base.model), run.base.durability
 
     def _terms(self, record: Record) -> Terms:
+        terms = self._terms_of.get(record.model)
+        if terms is None:
+            terms = self._terms_of[record.model] = self._make_terms(record.model)
+        return terms
+
+    def _make_terms(self, model_id: ModelId) -> Terms:
         retention = self._policy.retention_ms
         try:
-            defaults = self._catalogue.pinned(record.model).manifest.sequence
-        except ModelVersionGone:  # it can still be ended
+            defaults = self._catalogue.pinned(model_id).manifest.sequence
+        except ModelVersionGone:  # its sequences can still be ended
             return Terms(retention, retention, retention)
         return Terms(int(defaults.idle_timeout_s * 1000), int(defaults.lifetime_s * 1000), retention)
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from services.runtime.core.errors import Draining
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import AsyncIterator
+
+T = TypeVar("T")
+
+CANCEL_NOTICE_S = 0.005
+"""How long after the last message a cancelled call may still look half-closed."""
+
+_MOVE_ON = "this replica is stopping; the sequence goes on at another"
 
 
 class Drain:
@@ -29,25 +35,30 @@ class Drain:
         for task in self._waiting:
             task.cancel()
 
-    @contextmanager
-    def waiting(self) -> Generator[None]:
-        """Marks that the current task only waits for its client.
+    async def receive(self, messages: AsyncIterator[T]) -> T | None:
+        """The next message of the client, or None after the last.
 
         Raises:
             Draining: the replica stops.
         """
-        if self._begun:
-            raise Draining("this replica is stopping; the sequence goes on at another")
         task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("not inside a task")
+        if self._begun or task is None:
+            raise Draining(_MOVE_ON)
         self._waiting.add(task)
         try:
-            yield
+            return await anext(messages, None)
         except asyncio.CancelledError:
             if not self._begun:
                 raise
             task.uncancel()
-            raise Draining("this replica is stopping; the sequence goes on at another") from None
+            raise Draining(_MOVE_ON) from None
         finally:
             self._waiting.discard(task)
+
+    async def settle(self) -> None:
+        """Returns if the end of the messages was a half-close.
+
+        gRPC reports the end first and that the call was cancelled up to 1 ms later (measured), by cancelling this
+        task. Whoever ends a sequence because its stream was half-closed waits for that.
+        """
+        await asyncio.sleep(CANCEL_NOTICE_S)

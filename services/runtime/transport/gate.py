@@ -88,7 +88,7 @@ class Gate(grpc.aio.ServerInterceptor):
             wrapped = grpc.stream_stream_rpc_method_handler(
                 self._stream(method, handler.stream_stream),
                 _tolerant(handler.request_deserializer),
-                handler.response_serializer,
+                response_serializer=None,  # replies of sequences come serialised
             )
         else:
             wrapped = grpc.unary_unary_rpc_method_handler(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from statestream.common.v1 import model_pb2, sequence_pb2
@@ -26,6 +27,7 @@ def reply_header(context: StepContext) -> sequence_pb2.ReplyHeader:
     )
 
 
+@lru_cache(maxsize=64)
 def model_version(model_id: ModelId) -> model_pb2.ModelVersion:
     """A model's identity as clients see it."""
     return model_pb2.ModelVersion(name=model_id.name, version=model_id.version, weights_digest=model_id.weights_digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from statestream.common.v1 import sequence_pb2
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from services.runtime.transport.task import Runtime
 
 RequestT = TypeVar("RequestT")
-ReplyT = TypeVar("ReplyT")
 PieceT = TypeVar("PieceT")
 
 
@@ -37,7 +36,7 @@ class StreamEvents(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceTask(Generic[RequestT, ReplyT, PieceT]):
+class SequenceTask(Generic[RequestT, PieceT]):
     """What a task says of its streaming call.
 
     Attributes:
@@ -46,7 +45,6 @@ class SequenceTask(Generic[RequestT, ReplyT, PieceT]):
         parse: checks a request and gives (piece, content); two requests are the same if their contents are.
         closing: the piece, and content, that ends a sequence whose client half-closes an unnamed stream.
         fold: the step for a piece; `deadline` is a monotonic time or None.
-        reply_from: parses a serialised reply.
     """
 
     model: str
@@ -55,7 +53,6 @@ class SequenceTask(Generic[RequestT, ReplyT, PieceT]):
     parse: Callable[[RequestT], tuple[PieceT, bytes]]
     closing: tuple[PieceT, bytes]
     fold: Callable[[PieceT, float | None], Fold]
-    reply_from: Callable[[bytes], ReplyT]
 
 
 @dataclass(slots=True)
@@ -80,12 +77,14 @@ class _Opened:
 
 
 async def serve_stream(
-    task: SequenceTask[RequestT, ReplyT, PieceT],
+    task: SequenceTask[RequestT, PieceT],
     runtime: Runtime,
     requests: AsyncIterator[RequestT],
-    context: grpc.aio.ServicerContext[RequestT, ReplyT],
-) -> AsyncIterator[ReplyT]:
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> AsyncIterator[bytes]:
     """Answers each message of a stream in order; an error ends the stream and leaves the sequence where it stood.
+
+    Replies come as they are stored, serialised, and the gate sends them as they are.
 
     Raises:
         StatestreamError: told to the client by the gate.
@@ -97,20 +96,19 @@ async def serve_stream(
         if control is None:
             raise InvalidInput("message", "must be a step; the configuration comes once, first")
         piece, content = task.parse(message)
-        yield task.reply_from(await _step(runtime, opened, control, task.fold(piece, deadline), content))
+        yield await _step(runtime, opened, control, task.fold(piece, deadline), content)
     if opened.ends_on_half_close:
+        await runtime.drain.settle()
         piece, content = task.closing
         control = sequence_pb2.StepControl(end=True)
-        yield task.reply_from(await _step(runtime, opened, control, task.fold(piece, deadline), content))
+        yield await _step(runtime, opened, control, task.fold(piece, deadline), content)
 
 
 async def _receive(runtime: Runtime, requests: AsyncIterator[RequestT]) -> RequestT | None:
-    with runtime.drain.waiting():
-        message = await anext(requests, None)
-    return well_formed(message)
+    return well_formed(await runtime.drain.receive(requests))
 
 
-def _open(task: SequenceTask[RequestT, ReplyT, PieceT], runtime: Runtime, first: RequestT | None) -> _Opened:
+def _open(task: SequenceTask[RequestT, PieceT], runtime: Runtime, first: RequestT | None) -> _Opened:
     config = task.config_of(first) if first is not None else None
     if config is None:
         raise InvalidInput("config", "must be the first message of the stream")
