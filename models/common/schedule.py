@@ -19,6 +19,10 @@ class Schedule:
     betas: tuple[float, float] = (0.9, 0.99)
     patience: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience: {self.patience} would stop before the first epoch")
+
     def rate(self, progress: float) -> float:
         """Learning rate after ``progress`` of all updates, 0 <= progress <= 1."""
         if progress < self.warmup_share:

@@ -44,7 +44,8 @@ class Stage(Generic[B]):
     """What to train: ``batches(epoch)`` must give the same list for the same epoch, and as many for each.
 
     ``validate`` returns figures by name; the one named by ``monitor`` decides which epoch is kept (lower is
-    better).
+    better). ``settings`` are all hyper-parameters: they are kept in the checkpoint, suffice to build the network
+    again, and a checkpoint with others is refused.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Stage(Generic[B]):
     loss: Callable[[B], Tensor]
     validate: Callable[[], dict[str, float]]
     monitor: str
+    settings: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -83,13 +85,13 @@ def fit(
     ``checkpoint_updates`` updates and after each epoch.
 
     Raises:
-        ValueError: the checkpoint belongs to another stage, schedule or seed.
+        ValueError: the checkpoint belongs to another stage, schedule or seed, or has other settings.
         FloatingPointError: the loss became infinite or not a number.
     """
     stage.net.to(device)
     torch.manual_seed(seed)
     optimiser = torch.optim.Adam(stage.net.parameters(), lr=schedule.learning_rate, betas=schedule.betas)
-    identity = {"stage": stage.name, "seed": seed, **asdict(schedule)}
+    identity = {"stage": stage.name, "seed": seed, "schedule": asdict(schedule), "settings": stage.settings}
     saved = _Checkpoint(checkpoint, json.dumps(identity, sort_keys=True), stage.net, optimiser)
     run, best_weights = saved.load(device)
     while run.epoch < schedule.epochs and not _out_of_patience(run, schedule):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,13 @@ def language_stage(config: Config, corpus: Corpus, net: SentimentNet) -> Stage[B
         loss=loss,
         validate=validate,
         monitor="held_loss",
+        settings=_settings(config),
     )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What the checkpoint of a stage depends on: not the schedule of the other stage."""
+    return {name: value for name, value in asdict(config).items() if name not in {"pretrain", "train"}}
 
 
 def _longer_than_one(examples: Sequence[Example]) -> list[Example]:
@@ -168,6 +174,7 @@ def sentiment_stage(config: Config, corpus: Corpus, net: SentimentNet) -> Stage[
         loss=loss,
         validate=validate,
         monitor="mean_error",
+        settings=_settings(config),
     )
 
 

@@ -43,9 +43,11 @@ class Crash(Exception):
     pass
 
 
-def stage(*, crash_after: int | None = None, figures: Sequence[float] = (3.0, 2.0, 1.0)) -> Stage[Points]:
+def stage(
+    *, crash_after: int | None = None, figures: Sequence[float] = (3.0, 2.0, 1.0), width: int = 4
+) -> Stage[Points]:
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    net = nn.Sequential(nn.Linear(2, width), nn.Dropout(0.5), nn.Linear(width, 1))
     done = 0
     shown = iter(figures)
 
@@ -60,7 +62,7 @@ def stage(*, crash_after: int | None = None, figures: Sequence[float] = (3.0, 2.
         assert not net.training
         return {"error": float(next(shown))}
 
-    return Stage("toy", net, batches, loss, validate, monitor="error")
+    return Stage("toy", net, batches, loss, validate, monitor="error", settings={"width": width})
 
 
 def weights(of: Stage[Points]) -> list[bytes]:
@@ -100,6 +102,8 @@ def test_another_trainings_checkpoint_is_refused(tmp_path: Path) -> None:
     run(stage(), tmp_path / "toy.pt")
     with pytest.raises(ValueError, match="another training"):
         run(stage(), tmp_path / "toy.pt", Schedule(epochs=3, learning_rate=0.06))
+    with pytest.raises(ValueError, match="another training"):
+        run(stage(width=5), tmp_path / "toy.pt")
 
 
 def test_the_best_epoch_is_kept_and_patience_ends() -> None:
@@ -115,7 +119,7 @@ def test_the_best_epoch_is_kept_and_patience_ends() -> None:
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     """Better a named error than a network of NaN after an hour."""
     bad = stage()
-    broken = Stage("toy", bad.net, batches, lambda batch: bad.loss(batch) * math.nan, bad.validate, "error")
+    broken = Stage("toy", bad.net, batches, lambda batch: bad.loss(batch) * math.nan, bad.validate, "error", {})
     with pytest.raises(FloatingPointError, match="toy: loss nan in epoch 0, update 0"):
         run(broken)
 
@@ -137,3 +141,9 @@ def test_versions_are_recorded() -> None:
     """What the result depends on is named."""
     assert {"python", "torch", "numpy", "onnx", "onnxruntime"} <= library_versions().keys()
     assert pick_device("cpu") == CPU
+
+
+def test_no_patience_at_all_is_refused() -> None:
+    """It would train nothing and say nothing."""
+    with pytest.raises(ValueError, match="patience"):
+        Schedule(epochs=1, learning_rate=0.1, patience=0)
