@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.kit.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Tests share their machine, so a slow example is no fault.
+settings.register_profile("statestream", deadline=None, print_blob=True)
+settings.load_profile("statestream")
 
 
 @pytest.fixture(scope="session")

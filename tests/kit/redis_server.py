@@ -82,10 +82,11 @@ class RedisServer:
     def __init__(self, *arguments: str, password: str | None = None) -> None:
         # Not pytest's tmp_path: the path of a unix socket may have some 100 bytes only.
         self._folder = Path(tempfile.mkdtemp(prefix="ss-redis-"))
-        self._socket = self._folder / "s"
+        self.socket = self._folder / "s"
+        """Where it listens."""
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
-        self._command = [redis_server_path(), "--port", "0", "--unixsocket", str(self._socket)]
+        self._command = [redis_server_path(), "--port", "0", "--unixsocket", str(self.socket)]
         self._command += ["--save", "", "--appendonly", "no", "--dir", str(self._folder), *arguments]
         if password:
             self._command += ["--requirepass", password]
@@ -94,7 +95,7 @@ class RedisServer:
     def url(self) -> str:
         """Address for `redis.from_url`, with the password."""
         user = f":{quote(self._password, safe='')}@" if self._password else ""
-        return f"unix://{user}{self._socket}"
+        return f"unix://{user}{self.socket}"
 
     def start(self) -> None:
         """Starts it and waits until it answers; also after `stop`.
@@ -119,7 +120,7 @@ class RedisServer:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(START_S_MAX)
             try:
-                probe.connect(str(self._socket))
+                probe.connect(str(self.socket))
                 probe.sendall(b"PING\r\n")
                 return probe.recv(64).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:
@@ -131,7 +132,7 @@ class RedisServer:
             self._process.kill()
             self._process.wait(START_S_MAX)
             self._process = None
-        self._socket.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
 
     def signal(self, number: int) -> None:
         """Sends it a signal: SIGSTOP makes it hang, SIGCONT goes on."""

@@ -1,0 +1,148 @@
+"""Bounds of the memory store. What it shares with other stores is in `tests/contract/store_kit.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from services.runtime.core.errors import CapacityExceeded
+from services.runtime.state import memory
+from services.runtime.state.memory import MemoryStore, record_bytes
+from services.runtime.state.store import Conflict
+from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, Terms
+from tests.kit.clock import ManualClock
+from tests.kit.records import MODEL, TERMS, a_name, a_record
+
+SIZE = record_bytes(a_record())
+NAMES = [a_name(str(number)) for number in range(10)]
+
+
+async def _present(store: MemoryStore) -> list[int]:
+    """Which of NAMES are there; looks from the last to the first, so that the first becomes the one used last."""
+    return [int(name.sequence_id) for name in NAMES[::-1] if isinstance(await store.load(name), Stored)][::-1]
+
+
+async def _full(clock: ManualClock | None = None, *, sequences: int = 3) -> MemoryStore:
+    """A store that holds as many as it may."""
+    store = MemoryStore(clock or ManualClock(), bytes_max=10**6, sequences_max=sequences)
+    for name in NAMES[:sequences]:
+        await store.commit(name, None, a_record(), TERMS)
+    return store
+
+
+async def test_the_longest_unused_is_evicted() -> None:
+    """A new sequence in a full store pushes out the one that was neither loaded nor committed for longest."""
+    store = await _full()
+    await store.load(NAMES[0])
+    await store.commit(NAMES[3], None, a_record(), TERMS)
+    assert await _present(store) == [0, 2, 3]
+
+
+async def test_an_evicted_sequence_is_told_as_such() -> None:
+    """Load and commit say evicted, not unknown; after a new start nothing reminds of it."""
+    store = await _full()
+    await store.commit(NAMES[3], None, a_record(), TERMS)
+    assert await store.load(NAMES[0]) is Absence.EVICTED
+    assert await store.commit(NAMES[0], Position(1, 1), a_record(2), TERMS) == Conflict(Absence.EVICTED)
+    assert await store.commit(NAMES[0], None, a_record(), TERMS) is None
+    assert isinstance(await store.load(NAMES[0]), Stored)
+
+
+async def test_ended_and_expired_ones_go_first() -> None:
+    """What cannot go on gives way before what can, even if it was used last."""
+    clock = ManualClock()
+    store = await _full(clock, sequences=4)
+    await store.commit(NAMES[1], Position(1, 1), a_record(2, ended=True), TERMS)
+    await store.commit(NAMES[3], Position(1, 1), a_record(2), Terms(1000, 1000, 10**6))
+    clock.advance(2)
+    for number in (4, 5):
+        await store.commit(NAMES[number], None, a_record(), TERMS)
+    assert await _present(store) == [0, 2, 4, 5]
+
+
+async def test_bytes_are_bounded() -> None:
+    """The bound on bytes evicts, too; what the store says of its size is the sum of its records."""
+    store = MemoryStore(ManualClock(), bytes_max=3 * SIZE, sequences_max=100)
+    for name in NAMES:
+        await store.commit(name, None, a_record(), TERMS)
+        assert store.size_bytes <= 3 * SIZE
+    assert (store.sequences, store.size_bytes) == (3, 3 * SIZE)
+    await store.commit(NAMES[9], Position(1, 1), a_record(width=64), TERMS)
+    assert store.size_bytes == record_bytes(a_record(width=64)) + SIZE * (store.sequences - 1) <= 3 * SIZE
+
+
+async def test_a_record_over_the_bound_is_refused() -> None:
+    """A record larger than the whole store is refused with a delay, and what was there stays."""
+    store = MemoryStore(ManualClock(), bytes_max=3 * SIZE, sequences_max=100)
+    await store.commit(NAMES[0], None, a_record(), TERMS)
+    for name, before in ((NAMES[0], Position(1, 1)), (NAMES[1], None)):
+        with pytest.raises(CapacityExceeded) as refused:
+            await store.commit(name, before, a_record(2, width=10_000), TERMS)
+        assert refused.value.retry_delay_s
+    assert await _present(store) == [0]
+
+
+async def test_what_was_just_committed_is_never_evicted_by_itself() -> None:
+    """An ended record that no longer fits beside the others pushes out others, though ended ones go first."""
+    wide = a_record(width=200)
+    store = MemoryStore(ManualClock(), bytes_max=SIZE + record_bytes(wide), sequences_max=100)
+    await store.commit(NAMES[0], None, wide, TERMS)
+    await store.commit(NAMES[1], None, a_record(width=1), TERMS)
+    grown = Record(Position(1, 2), MODEL, Durability.STEP, None, a_record(2).replies * 6)
+    assert await store.commit(NAMES[1], Position(1, 1), grown, TERMS) is None
+    assert await _present(store) == [1]
+
+
+async def test_names_of_evicted_ones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last evicted names are remembered; older ones are unknown."""
+    monkeypatch.setattr(memory, "EVICTED_KEPT_MAX", 2)
+    store = await _full(sequences=1)
+    for name in NAMES[1:5]:
+        await store.commit(name, None, a_record(), TERMS)
+    told = [await store.load(name) for name in NAMES[:4]]
+    assert told == [Absence.UNKNOWN, Absence.UNKNOWN, Absence.EVICTED, Absence.EVICTED]
+
+
+async def test_the_forgotten_take_no_memory() -> None:
+    """Ended and expired sequences leave nothing behind once their retention is over, looked for or not."""
+    clock = ManualClock()
+    store = MemoryStore(clock, bytes_max=10**8, sequences_max=10_000)
+    for number in range(1000):
+        await store.commit(a_name(), None, a_record(ended=number % 2 == 0), Terms(1000, 5000, 2000))
+    clock.advance(60)
+    for _ in range(10):  # each call does a bounded share
+        await store.load(a_name())
+    assert (store.sequences, store.size_bytes) == (0, 0)
+
+
+async def test_starting_and_ending_over_and_over_takes_no_memory() -> None:
+    """The queue of alarms stays in proportion to the sequences, however often one of them is renewed."""
+    store = MemoryStore(ManualClock(), bytes_max=10**8, sequences_max=100)
+    before = None
+    for epoch in range(2000):
+        await store.commit(NAMES[0], before, a_record(0, epoch), TERMS)
+        await store.commit(NAMES[0], Position(epoch, 0), a_record(1, epoch, ended=True), Terms(1000, 1000, 1000))
+        before = Position(epoch, 1)
+    assert len(store._alarms) < 100  # pyright: ignore[reportPrivateUsage] - nothing public grows
+
+
+async def test_a_stored_state_keeps_no_batch_alive() -> None:
+    """A tensor that is a view into the output of a run is copied, so that the run's memory can go."""
+    batch = np.zeros((2, 64, 8), np.float32)
+    store = MemoryStore(ManualClock(), bytes_max=10**6, sequences_max=10)
+    record = Record(Position(1, 1), MODEL, Durability.STEP, Carry((batch[:, 3],), b""), ())
+    await store.commit(NAMES[0], None, record, TERMS)
+    batch[:] = 1
+    stored = await store.load(NAMES[0])
+    assert isinstance(stored, Stored)
+    assert stored.record.carry is not None
+    (tensor,) = stored.record.carry.tensors
+    assert tensor.base is None
+    assert not tensor.any()
+
+
+async def test_close_forgets() -> None:
+    """After `close` nothing is kept."""
+    store = await _full()
+    await store.close()
+    assert (store.sequences, store.size_bytes) == (0, 0)
