@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -200,3 +202,25 @@ async def test_a_sequence_without_durability_stays_in_its_replica() -> None:
         assert not first.header.HasField("committed_step")
         assert second.sentiment.word_count == 2
         assert (await refused(b, config("volatile"), piece("good ")))[1] == "SEQUENCE_NOT_FOUND"
+
+
+async def test_sixty_four_sequences_at_once_have_the_bits_of_one_alone(stub: Any, server: Server) -> None:
+    """Different texts, cut differently, sharing runs of every size: each ends as it does alone."""
+    rng = random.Random(64)
+    words = TEXT.split(" ")
+    texts = [" ".join(rng.choice(words) for _ in range(rng.randint(1, 30))) for _ in range(64)]
+    alone = [(await stub.Classify(sentiment_pb2.ClassifyRequest(texts=[text]))).results[0] for text in texts]
+
+    async def stream(text: str) -> bytes:
+        data = text.encode()
+        cuts = sorted({rng.randint(1, len(data)) for _ in range(rng.randint(1, 12))} | {0, len(data)})
+        parts = [data[a:b] for a, b in itertools.pairwise(cuts)]
+        return (await replies(stub, config(), *map(piece, parts)))[-1].sentiment.SerializeToString()
+
+    together = await asyncio.gather(*map(stream, texts))
+    assert together == [result.SerializeToString() for result in alone]
+    sizes = server.metrics.registry.get_sample_value("statestream_batch_size_sum", {"model": "sentiment"})
+    runs = server.metrics.registry.get_sample_value("statestream_batch_size_count", {"model": "sentiment"})
+    assert sizes is not None
+    assert runs is not None
+    assert sizes > runs, "no two sequences ever shared a run"
