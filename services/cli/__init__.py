@@ -1,0 +1,1 @@
+"""The command `statestream`: one file for each command."""
