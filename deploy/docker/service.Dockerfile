@@ -36,6 +36,7 @@ COPY models/artefacts/${SERVICE} /usr/local/share/statestream/artefacts/${SERVIC
 ENV SERVICE=${SERVICE} \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     STATESTREAM_ARTEFACTS=/usr/local/share/statestream/artefacts \
     STATESTREAM_LISTEN=0.0.0.0:50051 \
     STATESTREAM_METRICS_LISTEN=0.0.0.0:9464
