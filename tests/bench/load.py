@@ -27,8 +27,9 @@ def message(timesteps: int, at: int) -> Request:
 
 
 async def drive(port: int, sequences: int, timesteps: int, warm_s: float, seconds: float) -> dict[str, float]:
-    """Steps answered in `seconds`, and the latencies of all of them."""
+    """Steps taken in all, and steps and latencies of those answered in the `seconds` after `warm_s`."""
     latencies: list[float] = []
+    taken = 0
     messages = [message(timesteps, at) for at in range(len(WORDS))]
     began = time.perf_counter() + warm_s
     until = began + seconds
@@ -36,6 +37,7 @@ async def drive(port: int, sequences: int, timesteps: int, warm_s: float, second
     async def one(stub: sentiment_service_pb2_grpc.SentimentServiceStub) -> None:
         call = stub.StreamingClassify()
         await call.write(Request(config=sequence_pb2.SequenceConfig()))
+        nonlocal taken
         step = 0
         while (now := time.perf_counter()) < until:
             await call.write(messages[step % len(messages)])
@@ -43,6 +45,7 @@ async def drive(port: int, sequences: int, timesteps: int, warm_s: float, second
             if now >= began:
                 latencies.append(time.perf_counter() - now)
             step += 1
+        taken += step
         call.cancel()
 
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -50,7 +53,8 @@ async def drive(port: int, sequences: int, timesteps: int, warm_s: float, second
         await asyncio.gather(*(one(stub) for _ in range(sequences)))
     latencies.sort()
     return {
-        "steps": len(latencies),
+        "taken": taken,
+        "per_s": len(latencies) / seconds,
         "p50_ms": latencies[len(latencies) // 2] * 1e3,
         "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
     }

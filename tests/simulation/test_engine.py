@@ -67,8 +67,7 @@ class Client:
 
     def __post_init__(self) -> None:
         self.inputs = [
-            np.array([self.rng.random() for _ in range(self.rng.randint(1, 5))], dtype=np.float32)
-            for _ in range(STEPS)
+            np.array([self.rng.random() for _ in range(self.rng.randint(1, 5))], dtype=np.float32) for _ in range(STEPS)
         ]
 
     def oracle(self) -> list[bytes]:
@@ -150,9 +149,7 @@ def test_two_clients_that_race_take_each_step_once() -> None:
         def ask(at: Sequences, step: int, value: float, *, start: bool = False) -> asyncio.Future[bytes]:
             values = np.array([value], dtype=np.float32)
             digest = content_digest(values.tobytes(), end=False)
-            request = StepRequest(
-                start, "", step, end=False, digest=digest, durability=Durability.STEP, model=TOY_ID
-            )
+            request = StepRequest(start, "", step, end=False, digest=digest, durability=Durability.STEP, model=TOY_ID)
             return asyncio.ensure_future(at.step(name, request, toy_fold(values)))
 
         await ask(a, 0, 0.0, start=True)

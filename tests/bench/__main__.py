@@ -1,0 +1,173 @@
+"""`make bench`: the served model against the raw runtime, in one run on one machine, into docs/benchmarks.md.
+
+Nothing here passes or fails: times are figures for a reader. `--seconds` sets the length of each measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import grpc
+import onnxruntime
+import uvloop
+
+from models.common.manifest import load_manifest
+from services.runtime.config import Settings
+from services.runtime.model.session import OnnxModel
+from tests.bench.raw import raw_steps, redis_commits
+from tests.kit.processes import free_port, serving
+from tests.kit.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+PAGE = Path("docs/benchmarks.md")
+LOADS = [(sequences, timesteps) for timesteps in (1, 10) for sequences in (1, 8, 32, 64)]
+BEGIN, END = "<!-- figures of make bench -->", "<!-- end of the figures -->"
+
+
+class Process(NamedTuple):
+    """A server to be measured."""
+
+    pid: int
+    port: int
+
+
+class Served(NamedTuple):
+    """What a server did under a load: steps a second, its CPU time a step, latencies as its clients saw them."""
+
+    per_s: float
+    cpu_us: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Floors(NamedTuple):
+    """What a step cannot do without, alone: CPU microseconds of each part, and the raw runtime's steps a second."""
+
+    stream_us: float
+    run_us: float
+    commit_us: float
+    raw_per_s: float
+
+
+@contextmanager
+def process(*command: str, **settings: str) -> Generator[Process]:
+    """A server in a process of its own; `{port}` in the command is its port."""
+    port = free_port()
+    values = {"LISTEN": f"127.0.0.1:{port}", "METRICS_LISTEN": "", "LOG_LEVEL": "error", **settings}
+    environment = {**os.environ, **{f"STATESTREAM_{name}": value for name, value in values.items()}}
+    running = subprocess.Popen([sys.executable, "-m", *(part.format(port=port) for part in command)], env=environment)
+    try:
+        yield Process(running.pid, port)
+    finally:
+        running.kill()
+        running.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def under_load(server: Process, sequences: int, timesteps: int, seconds: float) -> Served:
+    """Drives a server from another process, three times, and takes the median of each figure."""
+    runs: list[Served] = []
+    command = [sys.executable, "-m", "tests.bench.load", *map(str, (server.port, sequences, timesteps, 0.3, seconds))]
+    for _ in range(3):
+        before = cpu_seconds(server.pid)
+        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        cpu_us = (cpu_seconds(server.pid) - before) / told["taken"] * 1e6
+        runs.append(Served(told["per_s"], cpu_us, told["p50_ms"], told["p99_ms"]))
+    return Served(*(median(figures) for figures in zip(*runs, strict=True)))
+
+
+def measure_floors(redis_url: str, seconds: float) -> dict[tuple[int, int], Floors]:
+    """The bare stream, the bare run and the bare commit, for every load."""
+    folder = sorted((Settings().artefacts / "sentiment").iterdir())[-1]
+    model = OnnxModel(folder, load_manifest(folder))
+    floors: dict[tuple[int, int], Floors] = {}
+    with process("tests.bench.raw", "{port}") as echo:
+        with grpc.insecure_channel(f"127.0.0.1:{echo.port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=30)
+        for sequences, timesteps in LOADS:
+            stream = under_load(echo, sequences, timesteps, seconds)
+            raw = [raw_steps(model, sequences, timesteps, seconds=seconds / 2) for _ in range(3)]
+            commit = uvloop.run(redis_commits(redis_url, sequences, model, seconds=seconds / 2))
+            run_us, raw_per_s = median(cpu for _, cpu in raw), median(rate for rate, _ in raw)
+            floors[sequences, timesteps] = Floors(stream.cpu_us, run_us, commit, raw_per_s)
+            print("floor", sequences, timesteps, floors[sequences, timesteps], file=sys.stderr)
+    return floors
+
+
+def measure_served(seconds: float, **settings: str) -> dict[tuple[int, int], Served]:
+    """The whole server, for every load."""
+    served: dict[tuple[int, int], Served] = {}
+    with process("services.sentiment", **settings) as server:
+        asyncio.run(asyncio.wait_for(serving(f"127.0.0.1:{server.port}"), 30))
+        for sequences, timesteps in LOADS:
+            served[sequences, timesteps] = under_load(server, sequences, timesteps, seconds)
+            print(settings["STORE"], sequences, timesteps, served[sequences, timesteps], file=sys.stderr)
+    return served
+
+
+def table(floors: dict[tuple[int, int], Floors], served: dict[tuple[int, int], Served], *, redis: bool) -> str:
+    """One store's figures as a table in Markdown."""
+    lines = [
+        "| timesteps a message | sequences | steps/s | p50 ms | p99 ms | raw runtime steps/s | served / raw "
+        "| server CPU us/step | floors us/step: stream + run" + (" + commit" if redis else "") + " | CPU / floors |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (sequences, timesteps), it in served.items():
+        floor = floors[sequences, timesteps]
+        parts = [floor.stream_us, floor.run_us] + ([floor.commit_us] if redis else [])
+        lines.append(
+            f"| {timesteps} | {sequences} | {it.per_s:,.0f} | {it.p50_ms:.2f} | {it.p99_ms:.2f} "
+            f"| {floor.raw_per_s:,.0f} | {it.per_s / floor.raw_per_s:.3f} | {it.cpu_us:.0f} "
+            f"| {' + '.join(f'{part:.0f}' for part in parts)} = {sum(parts):.0f} | {it.cpu_us / sum(parts):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Where the figures come from."""
+    info = Path("/proc/cpuinfo").read_text()
+    cpu = next(
+        (line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line), platform.machine()
+    )
+    versions = f"Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, grpcio {grpc.__version__}"
+    return f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {cpu}, {versions}. Clients on the same machine."
+
+
+def main() -> None:
+    """Measures everything and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement")
+    seconds = parser.parse_args().seconds
+    with RedisServer() as redis:
+        floors = measure_floors(redis.url, seconds)
+        memory = measure_served(seconds, STORE="memory")
+        kept = measure_served(seconds, STORE="redis", REDIS_URL=redis.url)
+    figures = "\n\n".join(
+        [BEGIN, machine(), "Memory store:", table(floors, memory, redis=False)]
+        + ["Redis store, durability STEP (every reply committed first):", table(floors, kept, redis=True), END]
+    )
+    page = PAGE.read_text(encoding="utf-8")
+    head, tail = page.partition(BEGIN)[0], page.partition(END)[2]
+    PAGE.write_text(head + figures + tail, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
