@@ -25,6 +25,8 @@ printf '%s\n' \
   > "$folder/users.acl"
 printf 'redis://statestream:%s@redis:6379/0' "$services" > "$folder/redis_url"
 printf %s "$services" > "$folder/redis_password"
-printf '{"redis://exporter@redis:6379": "%s"}' "$exporter" > "$folder/exporter.json"
+# Versions of the exporter differ in whether they look the password up with the user's name or without.
+printf '{"redis://redis:6379": "%s", "redis://exporter@redis:6379": "%s"}' "$exporter" "$exporter" \
+  > "$folder/exporter.json"
 date > "$folder/complete"
 echo 'credentials: made'
