@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 START_S_MAX = 60.0
 STOP_S_MAX = 30.0
 
-_HEAD = "   negative    positive       "
+SCALE_CHARS = 33
+"""Width of the scale and the percentage before the words."""
 
 REVIEW = """\
 The first half hour had me looking at my watch. The plot takes its time, the hero mumbles, and I was sure that this \
@@ -57,7 +58,7 @@ def command(pace_s: float | None) -> None:
         with _server() as address, Client(address) as client:
             click.echo(f"It serves on {address}.\n")
             click.echo("A review, sent word by word over one gRPC stream, and how it stands after each word:\n")
-            click.echo(_HEAD)
+            click.echo("   negative     positive")
             _stream(client, terminal=terminal, pace_s=pace_s)
             click.echo("\nWhole texts, all in one call:\n")
             for text, result in zip(TEXTS, client.sentiment.classify(TEXTS), strict=True):
@@ -81,9 +82,9 @@ def _stream(client: Client, *, terminal: bool, pace_s: float) -> None:
             update = stream.send(f"{word} ")
             scale = _scale(update.sentiment)
             if terminal:
-                click.echo(
-                    f"\r{scale}  {last_part(read, shutil.get_terminal_size().columns - len(_HEAD) - 3)}", nl=False
-                )
+                # Painted over and over, so it must not wrap.
+                room = shutil.get_terminal_size().columns - SCALE_CHARS
+                click.echo(f"\r{scale}  {last_part(read, room)}", nl=False)
             else:
                 click.echo(f"{scale}  {word}")
             if pace_s:
@@ -92,8 +93,8 @@ def _stream(client: Client, *, terminal: bool, pace_s: float) -> None:
     if terminal:
         click.echo()
     click.echo(
-        f"\n  The whole review, {final.word_count} words and marks: {final.label}, "
-        f"positive with probability {final.positive_probability:.1%}."
+        f"\n  The whole review, {final.word_count} words and marks, is {final.label}: "
+        f"the probability of positive is {final.positive_probability:.1%}."
     )
 
 
