@@ -3,6 +3,7 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS wheels
+ENV PIP_CACHE_DIR=/var/cache/pip
 WORKDIR /src
 # First what changes seldom: the dependencies, read out of pyproject.toml, are built again only when it changes.
 COPY pyproject.toml ./
@@ -12,13 +13,13 @@ with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 print(*project["dependencies"], *project["optional-dependencies"]["serve"], sep="\n")
 SCRIPT
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip wheel --disable-pip-version-check --wheel-dir /wheels/dependencies --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY services services
 COPY models models
 # The artefacts are data, not code: each image gets those of its own task, below.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     rm -rf models/artefacts \
  && pip wheel --disable-pip-version-check --no-deps --wheel-dir /wheels/project .
 
