@@ -217,6 +217,17 @@ async def test_a_repeated_commit_that_lost_the_race_conflicts(proxy: SwallowingP
     await store.close()
 
 
+async def test_a_silent_connection_is_given_up(proxy: SwallowingProxy) -> None:
+    """A connection that did not answer in time is replaced: the next call does not wait on it."""
+    store = RedisStore.from_url(proxy.url, connections=1, timeout_s=TIMEOUT_S)
+    await store.ping()
+    proxy.silent = True
+    await _unavailable(store.load(a_name()), store.ping())
+    proxy.silent = False
+    assert await store.load(a_name()) is Absence.UNKNOWN
+    await store.close()
+
+
 async def test_a_turn_of_the_loop_is_one_write(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """All calls of one turn leave together, loads and commits alike."""
     await store.load(a_name())

@@ -1,4 +1,4 @@
-"""A man in the middle between a store and Redis who lets the server act and then swallows its answer."""
+"""Stands between a store and Redis, lets the server act, and then swallows its answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Self
 
 
 class SwallowingProxy:
-    """Passes everything on until `swallow` is set; then it breaks the connection instead of the next answer, once."""
+    """Passes everything on. With `swallow` it breaks the connection instead of the next answer, once.
+
+    A connection on which an answer comes while `silent` is set stays silent for ever, as when a network loses its way.
+    """
 
     def __init__(self, server_socket: Path) -> None:
         self._upstream = server_socket
@@ -17,6 +20,8 @@ class SwallowingProxy:
         self._socket = Path(self._folder.name) / "s"
         self._pumps: set[asyncio.Task[None]] = set()
         self.swallow = False
+        self.silent = False
+        self._silenced: set[asyncio.StreamReader] = set()
 
     @property
     def url(self) -> str:
@@ -46,6 +51,10 @@ class SwallowingProxy:
                 if answers and self.swallow:
                     self.swallow = False
                     return
+                if answers and self.silent:
+                    self._silenced.add(source)
+                if source in self._silenced:
+                    continue
                 sink.write(data)
                 await sink.drain()
         except OSError:

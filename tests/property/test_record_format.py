@@ -16,7 +16,7 @@ from services.runtime.core.errors import StateCorrupt
 from services.runtime.core.ids import ModelId, SequenceName
 from services.runtime.state.format import FORMAT_VERSION, RecordFormat
 from services.runtime.state.types import Carry, Durability, Position, Record, StoredReply
-from tests.kit.records import a_name, a_record, is_same, names, records
+from tests.kit.records import a_record, is_same, names, records
 
 NAME = SequenceName("tenant", "model", "sequence")
 PLAIN = RecordFormat()
@@ -179,13 +179,33 @@ def test_a_record_belongs_to_one_sequence(one: SequenceName, other: SequenceName
             SIGNED.decode(name, raw)
 
 
-def test_only_the_right_key_will_do() -> None:
-    """Unsigned where a key is configured, signed where none is, signed with another key: all refused."""
-    name, record = a_name(), a_record()
-    for writer, reader in [(PLAIN, SIGNED), (SIGNED, PLAIN), (RecordFormat(b"another"), SIGNED)]:
-        with pytest.raises(StateCorrupt):
-            reader.decode(name, writer.encode(name, record))
-    assert is_same(RecordFormat(b"a key of any length").decode(name, SIGNED.encode(name, record)), record)
+@pytest.mark.parametrize(
+    ("writer", "reader", "said"),
+    [
+        (PLAIN, SIGNED, "not signed, and a key is configured"),
+        (SIGNED, PLAIN, "signed, and no key is configured"),
+        (RecordFormat(b"another"), SIGNED, "with another key"),
+    ],
+)
+def test_only_the_right_key_will_do(writer: RecordFormat, reader: RecordFormat, said: str) -> None:
+    """Unsigned where a key is configured, signed where none is, signed with another key: refused, and said why."""
+    with pytest.raises(StateCorrupt, match=said):
+        reader.decode(NAME, writer.encode(NAME, GOLDEN_RECORD))
+
+
+def test_the_key_is_all_that_counts() -> None:
+    """A replica with the same key reads what another one signed."""
+    raw = SIGNED.encode(NAME, GOLDEN_RECORD)
+    assert is_same(RecordFormat(b"a key of any length").decode(NAME, raw), GOLDEN_RECORD)
+
+
+@pytest.mark.parametrize(("at", "value"), [(6, 1), (6, 4), (7, 0), (7, 200), (30, 1), (36, 1)])
+def test_an_impossible_header_is_refused(at: int, value: int) -> None:
+    """Ended with a carry, unknown flags, unknown durability, something where nothing is: no record of ours."""
+    body = bytearray(PLAIN.encode(NAME, GOLDEN_RECORD)[:-16])
+    body[at] = value
+    with pytest.raises(StateCorrupt):
+        PLAIN.decode(NAME, _forged(bytes(body)))
 
 
 def test_a_signature_cannot_be_made_without_the_key() -> None:

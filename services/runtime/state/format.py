@@ -175,7 +175,7 @@ class RecordFormat:
 
 
 def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int]) -> Record:
-    """The record behind `header`; every length is held against what is there before it is used."""
+    """The record behind `header`. The lengths must add up to what is there, so no single one can lie."""
     _, _, flags, durability, epoch, step, model_bytes, shapes_bytes, reply_count, zero, task_bytes, zero_too = header
     if zero or zero_too or durability not in _DURABILITIES:
         raise ValueError("impossible header")
@@ -186,8 +186,6 @@ def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int,
     task_at = tensors_at + (layouts[-1].end if layouts else 0)
     heads_at = task_at + task_bytes
     at = heads_at + reply_count * _REPLY.size
-    if at > end:
-        raise ValueError("longer than it is")
     model = _model(data[_HEADER.size : shapes_at])
     replies: list[StoredReply] = []
     for reply_step, digest_bytes, reply_bytes in _REPLY.iter_unpack(data[heads_at:at]):

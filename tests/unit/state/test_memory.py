@@ -107,9 +107,11 @@ async def test_the_forgotten_take_no_memory() -> None:
     """Ended and expired sequences leave nothing behind once their retention is over, looked for or not."""
     clock = ManualClock()
     store = MemoryStore(clock, bytes_max=10**8, sequences_max=10_000)
-    for number in range(1000):
-        await store.commit(a_name(), None, a_record(ended=number % 2 == 0), Terms(1000, 5000, 2000))
+    names = [a_name() for _ in range(1000)]
+    for number, name in enumerate(names):
+        await store.commit(name, None, a_record(ended=number % 2 == 0), Terms(1000, 5000, 2000))
     clock.advance(60)
+    assert await store.load(max(names)) is Absence.UNKNOWN
     for _ in range(10):  # each call does a bounded share
         await store.load(a_name())
     assert (store.sequences, store.size_bytes) == (0, 0)
