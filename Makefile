@@ -20,7 +20,7 @@ COMPOSE ?= docker compose
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help setup demo gen gen-check format lint breaking type test parity bench compose-test up down check train clean
+.PHONY: help setup demo gen gen-check docs format lint breaking type test parity bench compose-test up down check train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-13s %s\n", $$1, $$2 }'
@@ -56,6 +56,9 @@ gen-check: setup ## fail where the committed stubs are not those of the protos
 	@$(call generate,build/gen/new)
 	@cd $(STUBS) && find statestream -name '*_pb2*' -not -path '*/__pycache__/*' -exec cp --parents {} ../../build/gen/committed \;
 	@diff -r build/gen/committed build/gen/new || { echo 'The stubs are not those of the protos: run `make gen`.' >&2; exit 1; }
+
+docs: setup ## write the tables of docs/operations.md anew from the code
+	$(BIN)/python -m tests.unit.house.tables
 
 # ---- before a commit ------------------------------------------------------------------------------------------------
 
