@@ -96,7 +96,7 @@ def under_load(server: Process, sequences: int, timesteps: int, seconds: float) 
 
 def measure_floors(redis_url: str, seconds: float) -> dict[tuple[int, int], Floors]:
     """The bare stream, the bare run and the bare commit, for every load."""
-    folder = sorted((Settings().artefacts / "sentiment").iterdir())[-1]
+    folder = max((Settings().artefacts / "sentiment").iterdir())
     model = OnnxModel(folder, load_manifest(folder))
     floors: dict[tuple[int, int], Floors] = {}
     with process("tests.bench.raw", "{port}") as echo:
@@ -161,8 +161,15 @@ def main() -> None:
         memory = measure_served(seconds, STORE="memory")
         kept = measure_served(seconds, STORE="redis", REDIS_URL=redis.url)
     figures = "\n\n".join(
-        [BEGIN, machine(), "Memory store:", table(floors, memory, redis=False)]
-        + ["Redis store, durability STEP (every reply committed first):", table(floors, kept, redis=True), END]
+        [
+            BEGIN,
+            machine(),
+            "Memory store:",
+            table(floors, memory, redis=False),
+            "Redis store, durability STEP (every reply committed first):",
+            table(floors, kept, redis=True),
+            END,
+        ]
     )
     page = PAGE.read_text(encoding="utf-8")
     head, tail = page.partition(BEGIN)[0], page.partition(END)[2]

@@ -9,15 +9,16 @@ import asyncio
 import json
 import sys
 import time
+from typing import Any
 
 import grpc
 import uvloop
-
 from statestream.common.v1 import sequence_pb2
 from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 Request = sentiment_pb2.StreamingClassifyRequest
-WORDS = "the plot is thin but every scene is a quiet joy to watch and nobody overacts in it at all".split()
+TEXT = "the plot is thin but every scene is a quiet joy to watch and nobody overacts in it at all"
+WORDS = TEXT.split(" ")
 
 
 def message(timesteps: int, at: int) -> Request:
@@ -34,7 +35,7 @@ async def drive(port: int, sequences: int, timesteps: int, warm_s: float, second
     began = time.perf_counter() + warm_s
     until = began + seconds
 
-    async def one(stub: sentiment_service_pb2_grpc.SentimentServiceStub) -> None:
+    async def one(stub: Any) -> None:
         call = stub.StreamingClassify()
         await call.write(Request(config=sequence_pb2.SequenceConfig()))
         nonlocal taken

@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 import redis.asyncio
 import uvloop
+from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 from services.runtime.engine.collate import output_names
-from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,14 +58,15 @@ class EchoServicer(sentiment_service_pb2_grpc.SentimentServiceServicer):
 async def serve_echo(port: int) -> None:
     """Serves on the loopback address until it is killed."""
     server = grpc.aio.server()
-    sentiment_service_pb2_grpc.add_SentimentServiceServicer_to_server(EchoServicer(), server)
+    servicer: Any = EchoServicer()  # pyright: ignore[reportAbstractUsage]
+    sentiment_service_pb2_grpc.add_SentimentServiceServicer_to_server(servicer, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await asyncio.Event().wait()
 
 
 async def redis_commits(url: str, batch_size: int, model: OnnxModel, *, seconds: float) -> float:
-    """CPU microseconds of redis-py per record written, `batch_size` of them in one pipeline; no functions, no format."""
+    """CPU microseconds of redis-py per record written, `batch_size` in one pipeline; no functions, no format."""
     record = b"0" * (model.manifest.state_bytes + 1000)
     client = redis.asyncio.Redis.from_url(url, protocol=2)
     commits, began, cpu = 0, time.perf_counter(), time.process_time()

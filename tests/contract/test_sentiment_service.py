@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from statestream.common.v1 import lifecycle_pb2, lifecycle_service_pb2, lifecycle_service_pb2_grpc, sequence_pb2
+from statestream.sentiment.v1 import sentiment_pb2
 
 from services.runtime.core.clock import SystemClock
 from services.runtime.state.memory import MemoryStore
-from statestream.common.v1 import lifecycle_pb2, lifecycle_service_pb2, lifecycle_service_pb2_grpc, sequence_pb2
-from statestream.sentiment.v1 import sentiment_pb2
 from tests.kit.server import Request, config, piece, replies, running, stub_of, told
 
 if TYPE_CHECKING:
@@ -160,7 +160,9 @@ async def test_text_that_is_not_utf8_is_refused_by_name(server: Server) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"\x0a\x02\xff\xfe")
         assert told(caught.value) == ("INVALID_ARGUMENT", "INVALID_INPUT", "request")
-        stream = channel.stream_stream("/statestream.sentiment.v1.SentimentService/StreamingClassify")([b"\xff\xff"])
+        stream = channel.stream_stream("/statestream.sentiment.v1.SentimentService/StreamingClassify")(
+            iter([b"\xff\xff"])
+        )
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
         assert told(caught.value) == ("INVALID_ARGUMENT", "INVALID_INPUT", "request")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-
 from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
+
 from tests.kit.processes import Replica, replicas, start_replica
 from tests.kit.server import Response, config, piece, replies, told
 
@@ -40,7 +40,7 @@ def bits(response: Response) -> bytes:
 
 
 async def test_a_sequence_outlives_every_replica(redis_url: str) -> None:
-    """Each replica is killed -9 in turn, in mid-stream, and replaced: every reply has the bits of an undisturbed run."""
+    """Each replica is killed -9 in mid-stream and replaced: every reply has the bits of an undisturbed run."""
     async with replicas(2, store="redis", redis_url=redis_url) as group:
         undisturbed = [await step(group[0], "undisturbed", number) for number in range(len(WORDS))]
         disturbed: list[Response] = []

@@ -15,7 +15,7 @@ from services.runtime.app import Server
 from services.runtime.config import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
     from pathlib import Path
 
     from services.runtime.state.store import StateStore
@@ -42,9 +42,9 @@ def background_server(*, store: StateStore | None = None, **settings: str | floa
 
 
 def statestream(
-    *arguments: str, stdin: bytes = b"", expect: int = 0, **environment: str
+    *arguments: str, stdin: bytes = b"", expect: int = 0, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end, with nothing of ours in its environment but what is given here.
+    """Runs the command to its end, with nothing of ours in its environment but `env`.
 
     Raises:
         AssertionError: its exit status is not `expect`.
@@ -54,7 +54,7 @@ def statestream(
         [sys.executable, "-m", "services.cli", *arguments],
         input=stdin,
         capture_output=True,
-        env=clean | environment,
+        env=clean | dict(env or {}),
         timeout=50,
         check=False,
     )

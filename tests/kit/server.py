@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from statestream.common.v1 import sequence_pb2
+from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 from services.runtime.app import Server
 from services.runtime.config import Settings
 from services.sentiment.servicer import TASK
-from statestream.common.v1 import sequence_pb2
-from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
@@ -29,7 +29,7 @@ async def running(
     *, store: StateStore | None = None, clock: Clock | None = None, **settings: Any
 ) -> AsyncGenerator[Server]:
     """A warm server of the sentiment task; `settings` override the defaults."""
-    values = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 1.0, **settings}
+    values: Any = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_s": 1.0, **settings}
     server = Server(Settings(**values), (TASK,), store=store, clock=clock)
     await server.start()
     try:

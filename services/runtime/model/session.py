@@ -20,7 +20,7 @@ class OnnxModel:
     """One ONNX graph, ready to run from any thread. Weights stay constant initialisers and are pre-packed once."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, intra_op_threads: int = 1) -> None:
-        options: Any = ort.SessionOptions()
+        options = cast("Any", ort.SessionOptions())
         # One thread and no spinning beats two wherever cores are shared with the server: docs/benchmarks.md.
         options.intra_op_num_threads = intra_op_threads
         options.inter_op_num_threads = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import grpc
 import structlog
@@ -85,7 +85,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(OPEN_TO_ALL):
             return handler
         if handler.stream_stream is not None:
-            wrapped = grpc.stream_stream_rpc_method_handler(
+            wrapped = cast("Any", grpc.stream_stream_rpc_method_handler)(
                 self._stream(method, handler.stream_stream),
                 _tolerant(handler.request_deserializer),
                 response_serializer=None,  # replies of sequences come serialised

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from services.runtime.core.errors import CapacityExceeded, DeadlineExpired, Draining, ModelFailure
 from services.runtime.engine.batcher import Batcher
-from services.runtime.engine.collate import Result
 from services.runtime.engine.scheduler import BatchLimits
 from tests.kit.clock import ManualClock
 from tests.kit.executors import HeldExecutor, InlineExecutor
 from tests.kit.toy import NoEvents, ToyModel
+
+if TYPE_CHECKING:
+    from services.runtime.engine.collate import Result
 
 STATE = (np.zeros((1, 2), dtype=np.float32),)
 

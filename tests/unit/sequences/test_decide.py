@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ class TestStart:
         assert decide(found, other, 5) == Run(Position(EPOCH, 3), Position(EPOCH + 1, 0), None)
 
     @pytest.mark.parametrize("flags", [{"ended": True}, {"expired": True}])
-    def test_over_what_is_left_of_one(self, flags: dict[str, bool]) -> None:
+    def test_over_what_is_left_of_one(self, flags: dict[str, Any]) -> None:
         """An ended or expired name can be used again."""
         decision = decide(stored(3, **flags), request(0, start=True, digest=b"again"), 2_000)
         assert decision == Run(Position(EPOCH, 3), Position(2_000, 0), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -27,7 +28,7 @@ def example(kind: type[errors.StatestreamError]) -> errors.StatestreamError:
 
 
 def details(error: errors.StatestreamError) -> status_pb2.Status:
-    metadata = dict(to_status(error).trailing_metadata)
+    metadata: dict[str, Any] = dict(to_status(error).trailing_metadata)
     return status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
 
 
