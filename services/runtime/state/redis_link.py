@@ -1,7 +1,8 @@
 """Commands to Redis, many at a time: all that are given in one turn of the event loop leave in one write.
 
-redis-py makes the connections (TLS, users, Sentinel) and parses replies; its client and its pipeline are left out,
-because they cost more than the commands. Measured for commits of 8 KB, 32 at a time: `docs/benchmarks.md`.
+redis-py makes the connections (TLS, users, Sentinel) and parses replies. Its client is left out: each caller would pay
+for a round trip of its own, and it would send a commit again without telling. Measured with uvloop for commits of
+2.5 KB, encoding not counted: about 30 us of CPU for one alone, 7 us each for 32 at a time.
 """
 
 from __future__ import annotations
