@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+_CLOSED = "the client is closed"
+
 Request = TypeVar("Request", bound="Message")
 Response = TypeVar("Response", bound="Message")
 
@@ -48,6 +50,8 @@ def grpc_errors() -> Generator[None]:
         yield
     except grpc.RpcError as error:
         raise to_error(error) from error
+    except aio.UsageError as error:
+        raise RuntimeError(_CLOSED) from error
     except asyncio.CancelledError as error:
         # grpc.aio raises this also where the peer has cancelled the call; let through, it would look as if somebody
         # had cancelled this task.
@@ -80,6 +84,11 @@ class Connection:
         self._closed = False
 
     @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._closed
+
+    @property
     def channel(self) -> aio.Channel:
         """The channel; made on first use, because gRPC binds it to the event loop that runs then.
 
@@ -87,7 +96,7 @@ class Connection:
             RuntimeError: the client is closed.
         """
         if self._closed:
-            raise RuntimeError("the client is closed")
+            raise RuntimeError(_CLOSED)
         if self._channel is None:
             if self._credentials is None:
                 self._channel = aio.insecure_channel(self.address, options=_OPTIONS)

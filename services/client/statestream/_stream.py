@@ -197,7 +197,8 @@ class AsyncStepStream(Generic[PieceT, UpdateT]):
     ) -> None:
         """Ends an unnamed sequence, if left without an exception; closes the call in any case."""
         if kind is None:
-            if self._options.sequence_id is None and self._last is not None and not self._ended:
+            unnamed = self._options.sequence_id is None
+            if unnamed and self._last is not None and not self._ended and not self._connection.closed:
                 # Nobody will come back to it. If it cannot be ended now, the server drops it when it has been idle.
                 with contextlib.suppress(StatestreamError):
                     await self.end()

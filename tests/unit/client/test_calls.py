@@ -94,9 +94,12 @@ async def test_nobody_there_is_unavailable(time: FakeTime) -> None:
 
 async def test_a_closed_client_says_so(client: AsyncClient) -> None:
     """A call after `close` is a mistake of the program, and named as that."""
+    await client.sentiment.classify(["x"])
     await client.close()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="the client is closed"):
         await client.sentiment.classify(["x"])
+    with pytest.raises(RuntimeError, match="the client is closed"):
+        await client.sequences.get("sentiment", "x")
 
 
 async def test_a_client_without_time_is_refused() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import statestream
 from statestream import errors
@@ -59,6 +60,14 @@ def test_public_members_are_documented() -> None:
             value = inspect.getattr_static(member, attribute)
             if not attribute.startswith("_") and str(getattr(value, "__module__", "")).startswith("statestream"):
                 assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+def test_generated_folders_are_packages() -> None:
+    """Tools that draw the imports, import-linter among them, see only folders that are packages."""
+    root = Path(statestream.__path__[0])
+    folders = {parent for path in root.rglob("*_pb2.py") for parent in path.parents if parent.is_relative_to(root)}
+    assert len(folders) > 4
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
 
 
 def test_client_imports_nothing_of_the_server() -> None:

@@ -308,6 +308,16 @@ async def test_a_client_closed_meanwhile_is_an_error_of_ours(client: AsyncClient
             await task
 
 
+async def test_a_stream_may_outlast_its_client(client: AsyncClient, fake: FakeSentiment) -> None:
+    """After the client is closed a piece is a mistake of the program; leaving the stream is not."""
+    async with client.sentiment.stream() as stream:
+        await stream.send("one ")
+        await client.close()
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            await stream.send("two ")
+    assert len(fake.pieces) == 1
+
+
 async def test_pieces_come_from_an_async_source(client: AsyncClient, fake: FakeSentiment) -> None:
     """`classify_stream` replies to each piece before it asks for the next, then gives the final result."""
     seen: list[int] = []

@@ -1,0 +1,1 @@
+"""Generated from `protos/statestream/common`: messages, and stubs of the services."""

@@ -1,0 +1,1 @@
+"""Generated from `protos/statestream/sentiment`: messages, and stubs of the services."""
