@@ -238,7 +238,7 @@ async def test_a_failing_model_is_told_without_its_text(capsys: pytest.CaptureFi
         await replies(stub, config("s", start=True), piece("It ", step=0))
         (model,) = server._catalogue
         run = model.batcher._run_together
-        model.batcher._run_together = lambda rows: (_ for _ in ()).throw(RuntimeError(SENT))  # type: ignore[method-assign]
+        model.batcher._run_together = lambda rows, look: (_ for _ in ()).throw(RuntimeError(SENT))  # type: ignore[method-assign]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await replies(stub, config("s"), piece("is ", step=1))
         assert told(caught.value)[:2] == ("INTERNAL", "MODEL_FAILURE")

@@ -7,10 +7,11 @@ end of the current turn of the event loop, so that steps of the same turn share 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from services.runtime.core.errors import DeadlineExpired, Draining, ModelFailure
 from services.runtime.engine.collate import Array, Result, Row, finite_rows, output_names, stack, unstack
+from services.runtime.engine.health import StateHealth, state_health
 from services.runtime.engine.scheduler import Batch, BatchLimits, Entry, Scheduler
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from models.common.manifest import Manifest
     from services.runtime.core.clock import Clock
+
+HEALTH_EVERY = 256
+"""Runs between two looks at the states; a look costs about as much as stacking them."""
 
 Payload = tuple[Row, "asyncio.Future[Result]"]
 
@@ -43,9 +47,20 @@ class BatchEvents(Protocol):
         """A run of `size` steps took `run_s`, after each step had waited `queue_s`."""
         ...
 
+    def states_sampled(self, model: str, health: Sequence[StateHealth]) -> None:
+        """The states of one run in every HEALTH_EVERY were looked at."""
+        ...
+
     def queue_length(self, model: str, length: int) -> None:
         """So many steps wait now."""
         ...
+
+
+class _Outcome(NamedTuple):
+    """What a worker thread hands back: a result or failure a row, and now and then a look at the states."""
+
+    results: list[Result | ModelFailure]
+    health: list[StateHealth]
 
 
 class Batcher:
@@ -75,6 +90,7 @@ class Batcher:
         self._idle_threads = threads
         self._executor = executor
         self._wake_up: asyncio.Handle | None = None
+        self._runs = 0
         self._closed = False
 
     async def step(
@@ -130,25 +146,27 @@ class Batcher:
         self._idle_threads -= 1
         rows = [entry.payload[0] for entry in batch.entries]
 
-        def hand_back(done: Future[list[Result | ModelFailure]]) -> None:
+        def hand_back(done: Future[_Outcome]) -> None:
             # The loop is gone when a server is torn down with a run in progress; then nobody waits for the result.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._finish, loop, batch, now, done)
 
-        self._executor.submit(self._run, rows).add_done_callback(hand_back)
+        look = self._runs % HEALTH_EVERY == 0
+        self._runs += 1
+        self._executor.submit(self._run, rows, look=look).add_done_callback(hand_back)
 
-    def _run(self, rows: list[Row]) -> list[Result | ModelFailure]:
+    def _run(self, rows: list[Row], *, look: bool = False) -> _Outcome:
         """In a worker thread: all rows together, or one by one if that fails."""
         try:
-            return self._run_together(rows)
+            return self._run_together(rows, look=look)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
             if len(rows) == 1:
                 failure = ModelFailure("the run of the model failed")
                 failure.__cause__ = error
-                return [failure]
-        return [result for row in rows for result in self._run([row])]
+                return _Outcome([failure], [])
+        return _Outcome([result for row in rows for result in self._run([row]).results], [])
 
-    def _run_together(self, rows: list[Row]) -> list[Result | ModelFailure]:
+    def _run_together(self, rows: list[Row], *, look: bool) -> _Outcome:
         arrays = self._model.run(self._names, stack(rows, self._manifest))
         finite = finite_rows(arrays, self._manifest, len(rows))
         results: list[Result | ModelFailure] = list(unstack(arrays, rows, self._manifest))
@@ -156,18 +174,19 @@ class Batcher:
             for n in range(len(rows)):
                 if not finite[n]:
                     results[n] = ModelFailure("the step gave a state that is not finite")
-        return results
+        return _Outcome(results, state_health(arrays, self._manifest) if look else [])
 
     def _finish(
         self,
         loop: asyncio.AbstractEventLoop,
         batch: Batch[Payload],
         started: float,
-        done: Future[list[Result | ModelFailure]],
+        done: Future[_Outcome],
     ) -> None:
         self._idle_threads += 1
         self._wake(loop)
-        for entry, result in zip(batch.entries, done.result(), strict=True):
+        outcome = done.result()
+        for entry, result in zip(batch.entries, outcome.results, strict=True):
             future = entry.payload[1]
             if future.done():  # its caller has gone
                 continue
@@ -179,6 +198,8 @@ class Batcher:
         queue_s = [started - entry.admitted for entry in batch.entries]
         self._events.batch_ran(name, len(batch.entries), queue_s, self._clock.monotonic() - started)
         self._events.queue_length(name, len(self._scheduler))
+        if outcome.health:
+            self._events.states_sampled(name, outcome.health)
 
 
 def _fail(entry: Entry[Payload], error: Exception) -> None:

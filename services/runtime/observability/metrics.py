@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -17,6 +17,25 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Buckets for batch sizes."""
+
+
+class StateHealth(Protocol):
+    """A look at one state tensor."""
+
+    @property
+    def state(self) -> str:
+        """Its name in the manifest."""
+        ...
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of its elements."""
+        ...
+
+    @property
+    def saturated(self) -> float:
+        """Share of its elements that are saturated."""
+        ...
 
 
 class Metrics:
@@ -62,6 +81,16 @@ class Metrics:
         self._state_bytes = Gauge(
             "statestream_model_state_bytes", "State tensors of one sequence", model, registry=registry
         )
+        state = ("model", "state")
+        self._state_rms = Gauge(
+            "statestream_state_rms", "Root mean square of a state tensor, sampled", state, registry=registry
+        )
+        self._state_saturated = Gauge(
+            "statestream_state_saturated_ratio",
+            "Share of a state tensor where tanh is within 1 % of its bounds, sampled",
+            state,
+            registry=registry,
+        )
         self._store_errors = Counter(
             "statestream_store_errors", "Calls that the state store failed", ("operation",), registry=registry
         )
@@ -93,6 +122,12 @@ class Metrics:
         queue = self._phase(model, "queue")
         for seconds in queue_s:
             queue.observe(seconds)
+
+    def states_sampled(self, model: str, health: Sequence[StateHealth]) -> None:
+        """See `BatchEvents`."""
+        for look in health:
+            self._state_rms.labels(model, look.state).set(look.rms)
+            self._state_saturated.labels(model, look.state).set(look.saturated)
 
     def queue_length(self, model: str, length: int) -> None:
         """See `BatchEvents`."""

@@ -198,10 +198,10 @@ class RedisLink:
             failure = told(error)
         except StatestreamError as error:
             failure = error
-        except BaseException:
-            # The loop is being taken down, and everything with it.
-            failure = StoreUnavailable("the state store is closed")
-            self._closed = True
+        except BaseException as error:
+            # Cancelled: the loop is being taken down, and everything with it. Anything else is a fault of ours.
+            failure = StoreUnavailable("the state store failed")
+            self._closed = self._closed or not isinstance(error, Exception)
             raise
         finally:
             if failure is not None:

@@ -23,7 +23,12 @@ class StateStore(Protocol):
     """
 
     async def load(self, name: SequenceName) -> Stored | Absence:
-        """The record of `name`, or why there is none."""
+        """The record of `name`, or why there is none.
+
+        Raises:
+            StateCorrupt: damaged. Its metadata has `epoch` and `step` where they can still be read: the position that a
+                commit of a new epoch has to expect in order to replace it.
+        """
         ...
 
     async def commit(

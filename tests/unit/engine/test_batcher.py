@@ -17,6 +17,7 @@ from tests.kit.toy import NoEvents, ToyModel
 
 if TYPE_CHECKING:
     from services.runtime.engine.collate import Result
+    from services.runtime.engine.health import StateHealth
 
 STATE = (np.zeros((1, 2), dtype=np.float32),)
 
@@ -157,6 +158,18 @@ async def test_batches_are_no_larger_than_configured() -> None:
     results = await asyncio.gather(*(bench.ask(n) for n in range(5)))
     assert [total(result) for result in results] == [0, 1, 2, 3, 4]
     assert max(bench.model.batch_sizes) == 2
+
+
+async def test_states_are_looked_at_now_and_then() -> None:
+    """The first run of many tells how the states look: here (3, 1) for one sequence, whose cells count as saturated."""
+    bench = Bench(held=False)
+    seen: list[tuple[str, list[StateHealth]]] = []
+    bench.batcher._events.states_sampled = lambda model, health: seen.append((model, list(health)))  # type: ignore[method-assign]
+    for _ in range(3):
+        await bench.ask(3)
+    ((model, (look,)),) = seen
+    assert (model, look.state, look.saturated) == ("toy", "s", 0.5)
+    assert look.rms == pytest.approx(5**0.5)
 
 
 async def test_a_closed_batcher_refuses() -> None:

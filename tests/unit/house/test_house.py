@@ -54,8 +54,8 @@ CALLS = {
     "asyncio.sleep": "sleep",
     "os.getenv": "environment",
 }
-LABELS = {"method", "code", "model", "phase", "reason", "hit", "version", "digest", "operation"}
-UNITS = ("_seconds", "_bytes", "_ratio", "_info")
+LABELS = {"state", "method", "code", "model", "phase", "reason", "hit", "version", "digest", "operation"}
+UNITS = ("_seconds", "_bytes", "_ratio", "_rms", "_info")
 COUNTED = ("_size", "_length", "_open", "_live", "_threads")
 
 
