@@ -118,7 +118,7 @@ class Stack:
             if sample.name == name and labels.items() <= sample.labels.items()
         )
 
-    def ask_prometheus(self, path: str, **query: str) -> Any:  # noqa: ANN401 - JSON
+    def ask_prometheus(self, path: str, **query: str) -> Any:
         """The `data` of an answer of Prometheus' API."""
         url = f"http://{self.prometheus}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url, timeout=10) as response:
