@@ -230,7 +230,7 @@ async def abort(context: aio.ServicerContext[Any, Any], fault: Fail) -> NoReturn
 
 
 @asynccontextmanager
-async def serving(fake: FakeSentiment) -> AsyncGenerator[str]:
+async def serving(fake: FakeSentiment, credentials: grpc.ServerCredentials | None = None) -> AsyncGenerator[str]:
     """The address of a server with this fake; the server is gone when the block is left."""
     server = aio.server()
     sentiment_service_pb2_grpc.add_SentimentServiceServicer_to_server(fake, server)
@@ -241,7 +241,8 @@ async def serving(fake: FakeSentiment) -> AsyncGenerator[str]:
         health_pb2.HealthCheckResponse.SerializeToString,
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    where = "127.0.0.1:0"
+    port = server.add_secure_port(where, credentials) if credentials else server.add_insecure_port(where)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -3,11 +3,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 from grpc import StatusCode
 from statestream import AsyncClient, Durability, Label, ModelVersion, Sentiment, SequenceStatus, errors
 
-from tests.kit.fake_sentiment import Fail, FakeSentiment, Silence, StoredSequence
+from tests.kit.fake_sentiment import Fail, FakeSentiment, Silence, StoredSequence, serving
 
 if TYPE_CHECKING:
     from tests.kit.client_time import FakeTime
@@ -90,6 +91,15 @@ async def test_nobody_there_is_unavailable(time: FakeTime) -> None:
         with pytest.raises(errors.Unavailable):
             await client.sentiment.classify(["x"])
     assert len(time.slept) == 7
+
+
+async def test_credentials_are_used(fake: FakeSentiment) -> None:
+    """With credentials the connection is made with them."""
+    async with (
+        serving(fake, grpc.local_server_credentials()) as address,
+        AsyncClient(address, credentials=grpc.local_channel_credentials()) as client,
+    ):
+        assert len(await client.sentiment.classify(["x"])) == 1
 
 
 async def test_a_closed_client_says_so(client: AsyncClient) -> None:
