@@ -97,6 +97,13 @@ class RedisServer:
         user = f":{quote(self._password, safe='')}@" if self._password else ""
         return f"unix://{user}{self.socket}"
 
+    def become_sentinel(self, monitored: str, *settings: str) -> None:
+        """From its start it watches `monitored`: a name, host, port and quorum. To be called before `start`."""
+        lines = [f"sentinel monitor {monitored}", *[f"sentinel {setting}" for setting in settings]]
+        configuration = self._folder / "sentinel.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        self._command[1:1] = [str(configuration), "--sentinel"]
+
     def start(self) -> None:
         """Starts it and waits until it answers; also after `stop`.
 

@@ -50,9 +50,9 @@ class RedisStore:
     `commit` is one call of a function that compares and sets, `load` is one, too; both go by the server's clock. All
     that is asked in one turn of the event loop leaves in one write.
 
-    `pool` makes the connections and must parse RESP2; `from_url` makes one for a standalone server. Every call ends
-    within `timeout_s` seconds. With `record_key` records are signed. `prefix` keeps installations apart that share a
-    server.
+    `pool` makes the connections, without time-outs and retries of its own and with RESP2; `from_url` makes one for a
+    standalone server, and a `SentinelConnectionPool` does as well. Every call ends within `timeout_s` seconds. With
+    `record_key` records are signed. `prefix` keeps installations apart that share a server.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -288,9 +289,12 @@ def _code(error: ResponseError) -> str:
     text = str(error)
     if _ALREADY_THERE in text:
         return _ALREADY_THERE
-    # redis-py takes the word off those errors that it has a class for, and keeps it in `status_code`.
-    status: object = getattr(error, "status_code", None)
-    word = status if isinstance(status, str) else text.partition(" ")[0]
+    # redis-py takes the word off those errors that it has a class for.
+    if isinstance(error, NoPermissionError):
+        return "NOPERM"
+    if isinstance(error, ReadOnlyError):
+        return "READONLY"
+    word = text.partition(" ")[0]
     return word if word.isupper() else type(error).__name__
 
 
