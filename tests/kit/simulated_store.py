@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Probabilities, and the longest delay of one way in seconds."""
+    """Probabilities, and the longest delay of one way in seconds; a `stuck` way takes a hundred times as long."""
 
     delay_s_max: float = 0.0
+    stuck: float = 0.0
     lost_request: float = 0.0
     lost_answer: float = 0.0
 
@@ -56,7 +57,8 @@ class SimulatedStore:
         """Nothing to give back."""
 
     async def _way(self, lost: float) -> None:
-        await asyncio.sleep(self._rng.random() * self._faults.delay_s_max)
+        times = 100 if self._rng.random() < self._faults.stuck else 1
+        await asyncio.sleep(self._rng.random() * self._faults.delay_s_max * times)
         if self._rng.random() < lost:
             await asyncio.sleep(1.0)
             raise StoreUnavailable("lost on the way")
