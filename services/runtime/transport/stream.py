@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from statestream.common.v1 import sequence_pb2
 
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
 
 RequestT = TypeVar("RequestT")
 PieceT = TypeVar("PieceT")
-
-
-class StreamEvents(Protocol):
-    """What happens on streams, for metrics."""
-
-    def message_received(self, model: str) -> None:
-        """A step was asked for."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

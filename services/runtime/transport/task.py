@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from services.runtime.engine.served import Catalogue
     from services.runtime.sequences.sequences import Sequences
     from services.runtime.transport.drain import Drain
-    from services.runtime.transport.stream import StreamEvents
+
+
+class StreamEvents(Protocol):
+    """What happens on streams, for metrics."""
+
+    def message_received(self, model: str) -> None:
+        """A step was asked for."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
