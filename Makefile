@@ -77,6 +77,7 @@ lint: setup gen-check ## ruff, buf, import-linter, spelling, drift of the stubs
 # of `git archive`, so a shallow clone that holds the revision is enough.
 breaking: setup ## fail where the protos break a client of the last release (AGAINST=revision)
 	@against=$${AGAINST:-$$(git describe --tags --abbrev=0 2>/dev/null || git rev-parse -q --verify HEAD~1 || true)}; \
+	if [ -n "$${AGAINST:-}" ]; then git cat-file -e "$$AGAINST:protos/buf.yaml"; fi; \
 	if [ -z "$$against" ] || ! git cat-file -e "$$against:protos/buf.yaml" 2>/dev/null; then \
 	  echo "breaking: no earlier protos to compare with"; exit 0; \
 	fi; \

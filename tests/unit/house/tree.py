@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 CODE = ("services", "models", "tests", "docs")
-# What tools leave behind, and what they were told to ignore.
-_LEFT_OUT = {"__pycache__", "build", "dist", "node_modules"}
 
 
 def is_generated(path: Path) -> bool:
@@ -24,16 +22,10 @@ def is_generated(path: Path) -> bool:
 
 @cache
 def files() -> tuple[Path, ...]:
-    """All files of the project, relative to its root; hidden folders, and what tools made, are left out."""
-    found: list[Path] = []
-    for folder, names, members in os.walk(ROOT):
-        names[:] = [
-            n
-            for n in names
-            if n not in _LEFT_OUT and not n.endswith(".egg-info") and (not n.startswith(".") or n == ".ci")
-        ]
-        found += [Path(folder, member).relative_to(ROOT) for member in members]
-    return tuple(sorted(found))
+    """All files of the project, relative to its root: what git holds, and what it would take."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return tuple(sorted(Path(name) for name in set(told.split("\0")) if name and (ROOT / name).is_file()))
 
 
 def python_files(*folders: str) -> list[Path]:
