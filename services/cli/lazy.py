@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from services.cli.packages import INSTALL
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -46,7 +48,7 @@ class LazyGroup(click.Group):
             if missing in OURS:
                 raise
             raise click.ClickException(
-                f"{cmd_name} needs {missing}, which is not installed; mend it with: pip install 'statestream[serve]'"
+                f"{cmd_name} needs {missing}, which is not installed; mend it {INSTALL}"
             ) from error
         return command
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PYTHON_MIN = (3, 11)
 DISTRIBUTION = "statestream"
 EXTRA = "serve"
+INSTALL = f"in the checkout: pip install '.[{EXTRA}]'"
 
 
 class Level(Enum):
@@ -63,20 +64,22 @@ def installed(
         try:
             requires = metadata.requires(DISTRIBUTION) or []
         except metadata.PackageNotFoundError:
-            return [Finding(Level.BAD, f"{DISTRIBUTION} is not installed", "pip install -e '.[serve]' in the checkout")]
+            return [Finding(Level.BAD, f"{DISTRIBUTION} is not installed", INSTALL)]
     needed = [found for found in map(parse, requires) if found.extra in ("", EXTRA)]
+    missing: list[str] = []
     bad: list[Finding] = []
     for requirement in needed:
         wanted = ",".join(operator + bound for operator, bound in requirement.bounds)
         try:
             version = version_of(requirement.name)
         except metadata.PackageNotFoundError:
-            remedy = f"pip install '{DISTRIBUTION}[{EXTRA}]'" if requirement.extra else f"pip install {DISTRIBUTION}"
-            bad.append(Finding(Level.BAD, f"the package {requirement.name} is not installed", remedy))
+            missing.append(requirement.name)
             continue
         if not all(_holds(version, operator, bound) for operator, bound in requirement.bounds):
             what = f"the package {requirement.name} is {version}, needed is {wanted}"
             bad.append(Finding(Level.BAD, what, f"pip install '{requirement.name}{wanted}'"))
+    if missing:
+        bad.append(Finding(Level.BAD, f"not installed: {', '.join(missing)}", INSTALL))
     return bad or [Finding(Level.GOOD, f"{len(needed)} packages, all of the right versions")]
 
 

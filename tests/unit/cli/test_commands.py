@@ -77,7 +77,7 @@ def test_a_missing_package_is_said_with_its_remedy() -> None:
     result = CliRunner().invoke(group, ["broken"])
     assert result.exit_code == 1
     assert "needs absent_package_of_a_test" in result.output
-    assert "pip install 'statestream[serve]'" in result.output
+    assert "pip install '.[serve]'" in result.output
 
 
 def test_tasks_are_the_folders_with_a_servicer() -> None:

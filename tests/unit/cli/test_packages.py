@@ -33,10 +33,11 @@ def test_all_there_is_one_good_finding() -> None:
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
-    """Each missing package is one finding; the remedy names the extra that brings it."""
-    [client, server] = installed_with()
-    assert client == (Level.BAD, "the package grpcio is not installed", "pip install statestream")
-    assert server == (Level.BAD, "the package uvloop is not installed", "pip install 'statestream[serve]'")
+    """All missing packages are one finding, beside those of the wrong version; the remedy names the extra."""
+    [finding] = installed_with()
+    assert finding == (Level.BAD, "not installed: grpcio, uvloop", "in the checkout: pip install '.[serve]'")
+    [old, missing] = installed_with(grpcio="1.0")
+    assert (old.what, missing.what) == ("the package grpcio is 1.0, needed is <2,>=1.85", "not installed: uvloop")
 
 
 @pytest.mark.parametrize(("version", "good"), [("1.84.9", False), ("1.85", True), ("1.85.0rc1", True), ("2.0", False)])
