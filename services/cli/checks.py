@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import socket
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,8 @@ def ports(settings: Settings) -> Iterator[Finding]:
             yield Finding(Level.GOOD, f"{name} {address} is free")
         elif name == "listen" and (answer := ask(_reachable(address))) in ("SERVING", "NOT_SERVING"):
             yield Finding(Level.GOOD, f"a server answers on {address}: {answer}")
+        elif name == "metrics_listen" and has_our_metrics(_reachable(address)):
+            yield Finding(Level.GOOD, f"a server tells its metrics on {address}")
         else:
             variable = f"STATESTREAM_{name.upper()}"
             yield Finding(Level.BAD, f"{name} {address}: {trouble}", f"set {variable} to another host:port")
@@ -108,6 +111,19 @@ def bind_error(address: str) -> str:
     except OverflowError:
         return "there is no such port"
     return ""
+
+
+def has_our_metrics(address: str) -> bool:
+    """True if what answers there over HTTP tells metrics of ours."""
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=2.0)
+    try:
+        connection.request("GET", "/metrics")
+        return b"\nstatestream_" in connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _reachable(address: str) -> str:

@@ -236,8 +236,11 @@ def test_the_doctor_names_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> No
 def test_the_doctor_knows_a_server_from_a_stranger(address: str) -> None:
     """A port taken by a server of ours is good, one taken by something else is not."""
     free = free_addresses()
-    done = statestream("doctor", env=free | {"STATESTREAM_LISTEN": address})
+    metrics = free["STATESTREAM_METRICS_LISTEN"]
+    with background_server(metrics_listen=metrics):
+        done = statestream("doctor", env={"STATESTREAM_LISTEN": address, "STATESTREAM_METRICS_LISTEN": metrics})
     assert f"a server answers on {address}: SERVING" in done.stdout
+    assert f"a server tells its metrics on {metrics}" in done.stdout
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = f"127.0.0.1:{stranger.getsockname()[1]}"
         done = statestream("doctor", expect=1, env=free | {"STATESTREAM_METRICS_LISTEN": taken})

@@ -70,6 +70,17 @@ def test_generated_folders_are_packages() -> None:
     assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
 
 
+def test_every_task_has_its_part_on_both_clients() -> None:
+    """What has stubs can be called: `client.<task>`, blocking and for asyncio, with the same calls."""
+    root = Path(statestream.__path__[0])
+    tasks = {path.parts[-3] for path in root.glob("*/v1/*_service_pb2.py")} - {"common"}
+    with statestream.Client("127.0.0.1:1") as blocking:
+        for task in {*tasks, "sequences"}:
+            parts = [getattr(client, task) for client in (blocking, statestream.AsyncClient("127.0.0.1:1"))]
+            one, other = ({name for name in dir(part) if not name.startswith("_")} for part in parts)
+            assert one == other != set()
+
+
 def test_client_imports_nothing_of_the_server() -> None:
     """A client needs neither the services nor the models, nor numpy: they need not be installed."""
     code = (
