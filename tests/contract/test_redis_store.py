@@ -15,7 +15,7 @@ from services.runtime.core.errors import CapacityExceeded, StateCorrupt, StoreUn
 from services.runtime.state import redis_link
 from services.runtime.state.redis import RedisStore, sequence_key
 from services.runtime.state.types import Absence, Position, Stored, Terms
-from tests.contract.store_kit import found, told
+from tests.contract.store_kit import a_turn, found, told
 from tests.kit.records import TERMS, a_name, a_record, is_same
 from tests.kit.redis_proxy import SwallowingProxy
 from tests.kit.redis_server import RedisServer
@@ -217,6 +217,21 @@ async def test_a_repeated_commit_that_lost_the_race_conflicts(proxy: SwallowingP
     await store.close()
 
 
+async def test_a_loop_that_is_taken_down_leaves_no_caller_waiting(proxy: SwallowingProxy) -> None:
+    """Cancelling all tasks but the callers', as the end of a loop may do, fails the calls at once."""
+    store = RedisStore.from_url(proxy.url, timeout_s=60)
+    await store.ping()
+    proxy.silent = True
+    before = asyncio.all_tasks()
+    callers = [asyncio.ensure_future(store.load(a_name())) for _ in range(3)]
+    while not (inner := asyncio.all_tasks() - before - set(callers)):
+        await a_turn()
+    for task in inner:
+        task.cancel()
+    await _unavailable(*callers)
+    await store.close()
+
+
 async def test_a_silent_connection_is_given_up(proxy: SwallowingProxy) -> None:
     """A connection that did not answer in time is replaced: the next call does not wait on it."""
     store = RedisStore.from_url(proxy.url, connections=1, timeout_s=TIMEOUT_S)
@@ -306,7 +321,7 @@ async def test_the_password_is_told_to_nobody(caplog: pytest.LogCaptureFixture) 
         await store.close()
         wrong = RedisStore.from_url(server.url.replace("w0rd", "w0rd-but-wrong"))
         for call in (wrong.ping(), wrong.load(a_name())):
-            with pytest.raises(StoreUnavailable) as refused:
+            with pytest.raises(StoreUnavailable, match="user and password") as refused:
                 await call
             texts += traceback.format_exception(refused.value)
         texts.append(str(await wrong.check()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.exceptions import (
@@ -167,10 +168,7 @@ class RedisLink:
         self._send_waiting()
 
     def _give_up(self, turn: _Turn) -> None:
-        """The time of `turn` is over, whether it was sent or not."""
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-            self._waiting_calls -= len(turn.calls)
+        """The time of `turn` is over, whether it was sent or not. It may have left together with younger ones."""
         for call in turn.calls:
             call.fail(_late())
 
@@ -182,9 +180,26 @@ class RedisLink:
                 turns.append(self._waiting.popleft())
                 count += len(turns[-1].calls)
             self._waiting_calls -= count
-            task = asyncio.get_running_loop().create_task(self._exchange(self._idle.pop(), turns))
+            line = self._idle.pop()
+            task = asyncio.get_running_loop().create_task(self._exchange(line, turns))
             self._exchanges.add(task)
-            task.add_done_callback(self._exchanges.discard)
+            task.add_done_callback(partial(self._exchanged, line, turns))
+
+    def _exchanged(self, line: _Line, turns: list[_Turn], task: asyncio.Task[None]) -> None:
+        self._exchanges.discard(task)
+        self._idle.append(line)
+        if task.cancelled():
+            # The loop is being taken down, and everything with it; the task may not even have begun.
+            self._closed = True
+            turns = [*turns, *self._waiting]
+            self._waiting.clear()
+            for turn in turns:
+                for call in turn.calls:
+                    call.fail(StoreUnavailable("the state store is closed"))
+        for turn in turns:
+            if turn.timer is not None:
+                turn.timer.cancel()
+        self._send_waiting()
 
     async def _exchange(self, line: _Line, turns: list[_Turn]) -> None:
         calls = [call for turn in turns for call in turn.calls if not call.reply.done()]
@@ -199,21 +214,17 @@ class RedisLink:
             failure = told(error)
         except StatestreamError as error:
             failure = error
-        except BaseException as error:
-            # Cancelled: the loop is being taken down, and everything with it. Anything else is a fault of ours.
+        except Exception:
             failure = StoreUnavailable("the state store failed")
-            self._closed = self._closed or not isinstance(error, Exception)
+            raise
+        except asyncio.CancelledError:
+            await line.abandon()
             raise
         finally:
             if failure is not None:
                 await line.abandon()
                 for call in calls:
                     call.fail(failure)
-            for turn in turns:
-                if turn.timer is not None:
-                    turn.timer.cancel()
-            self._idle.append(line)
-            self._send_waiting()
 
     async def _converse(self, line: _Line, calls: list[Call]) -> None:
         if not calls:
@@ -224,7 +235,7 @@ class RedisLink:
         except (RedisConnectionError, OSError) as error:
             # A connection that was good once may have been closed while it lay idle. One more try, on a new one, for
             # those without an answer. Whoever made a call that changes something looks at `repeated`.
-            if not used_before or isinstance(error, (AuthenticationError, BusyLoadingError)):
+            if not used_before or isinstance(error, BusyLoadingError) or _is_refusal_of_user(error):
                 raise
             await line.abandon()
             calls = [call for call in calls if not call.reply.done()]
@@ -278,11 +289,17 @@ def told(error: RedisError | OSError) -> StatestreamError:
         if code == "WRONGTYPE":
             return StateCorrupt("the stored record is not one of ours")
         return RefusedError(code)
-    if isinstance(error, AuthenticationError):
+    if _is_refusal_of_user(error):
         return StoreUnavailable("the state store does not take the configured user and password", retry_delay_s=5.0)
     if isinstance(error, BusyLoadingError):
         return StoreUnavailable("the state store is still loading its data", retry_delay_s=1.0)
     return StoreUnavailable("the connection to the state store failed")
+
+
+def _is_refusal_of_user(error: RedisError | OSError) -> bool:
+    # While it connects redis-py turns its AuthenticationError into a ConnectionError with the same text.
+    text = str(error)
+    return isinstance(error, AuthenticationError) or "username-password" in text or "Authentication required" in text
 
 
 def _code(error: ResponseError) -> str:

@@ -119,11 +119,14 @@ async def test_the_forgotten_take_no_memory() -> None:
 
 async def test_starting_and_ending_over_and_over_takes_no_memory() -> None:
     """The queue of alarms stays in proportion to the sequences, however often one of them is renewed."""
-    store = MemoryStore(ManualClock(), bytes_max=10**8, sequences_max=100)
+    clock = ManualClock()
+    store = MemoryStore(clock, bytes_max=10**8, sequences_max=100)
     before = None
-    for epoch in range(2000):
-        await store.commit(NAMES[0], before, a_record(0, epoch), TERMS)
-        await store.commit(NAMES[0], Position(epoch, 0), a_record(1, epoch, ended=True), Terms(1000, 1000, 1000))
+    for epoch in range(500):
+        assert await store.commit(NAMES[0], before, a_record(0, epoch), Terms(10**9, 10**9, 1000)) is None
+        clock.advance(2)
+        ended = a_record(1, epoch, ended=True)
+        assert await store.commit(NAMES[0], Position(epoch, 0), ended, Terms(1000, 1000, 1000)) is None
         before = Position(epoch, 1)
     assert len(store._alarms) < 100  # pyright: ignore[reportPrivateUsage] - nothing public grows
 
