@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -45,28 +46,30 @@ class Result(NamedTuple):
 
 def stack(rows: Sequence[Row], manifest: Manifest) -> dict[str, Array]:
     """The graph's inputs: features (T, N, ...) padded with zeros, lengths (N,), states (L, N, H)."""
-    lengths = np.fromiter((row.timesteps for row in rows), dtype=np.int32, count=len(rows))
-    longest = int(lengths.max())
+    lengths = [row.timesteps for row in rows]
     feeds: dict[str, Array] = {}
     for i, spec in enumerate(manifest.features()):
-        feeds[spec.name] = _pad([row.inputs[i] for row in rows], longest, lengths)
+        feeds[spec.name] = _pad([row.inputs[i] for row in rows], lengths)
     spec = manifest.lengths()
     if spec is not None:
-        feeds[spec.name] = lengths
+        feeds[spec.name] = np.array(lengths, dtype=np.int32)
     for i, state in enumerate(manifest.states):
         feeds[state.input] = _join([row.state[i] for row in rows])
     return feeds
 
 
 def _join(states: list[Array]) -> Array:
+    if len(states) == 1:
+        return states[0][:, None]
     if states[0].shape[0] == 1:  # one layer: rows lie one behind the other, which needs no stacking
         return np.concatenate(states)[None]
     return np.stack(states, axis=BATCH_AXIS)
 
 
-def _pad(arrays: list[Array], longest: int, lengths: npt.NDArray[np.int32]) -> Array:
-    if lengths.min() == longest:
-        return np.stack(arrays, axis=BATCH_AXIS)
+def _pad(arrays: list[Array], lengths: list[int]) -> Array:
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return np.stack(arrays, axis=BATCH_AXIS) if len(arrays) > 1 else arrays[0][:, None]
     padded = np.zeros((longest, len(arrays), *arrays[0].shape[1:]), dtype=arrays[0].dtype)
     for n, array in enumerate(arrays):
         padded[: array.shape[0], n] = array
@@ -82,21 +85,26 @@ def unstack(arrays: Sequence[Array], rows: Sequence[Row], manifest: Manifest) ->
     """One result a row, padding cut off. Arrays are copied: a row kept for hours must not keep its batch alive."""
     outputs, states = arrays[: len(manifest.outputs)], arrays[len(manifest.outputs) :]
     timed = [spec.per == "timestep" for spec in manifest.outputs]
-    results: list[Result] = []
-    for n, row in enumerate(rows):
-        of_row = [
-            array[: row.timesteps, n].copy() if per_timestep else array[n].copy()
-            for array, per_timestep in zip(outputs, timed, strict=True)
-        ]
-        results.append(Result(tuple(of_row), tuple([array[:, n].copy() for array in states])))
-    return results
+    columns = [
+        [array[: row.timesteps, n].copy() for n, row in enumerate(rows)]
+        if per_timestep
+        else [part.copy() for part in array]
+        for array, per_timestep in zip(outputs, timed, strict=True)
+    ]
+    kept = [[part.copy() for part in array.swapaxes(0, BATCH_AXIS)] for array in states]
+    return [Result(*parts) for parts in zip(_transposed(columns, len(rows)), _transposed(kept, len(rows)), strict=True)]
+
+
+def _transposed(columns: list[list[Array]], count: int) -> list[tuple[Array, ...]]:
+    return list(zip(*columns, strict=True)) if columns else [()] * count
 
 
 def finite_rows(arrays: Sequence[Array], manifest: Manifest, count: int) -> npt.NDArray[np.bool_]:
     """Shape (N,): False where a row's state came out NaN or infinite; such a state is never kept."""
     good = np.ones(count, dtype=np.bool_)
     for array in arrays[len(manifest.outputs) :]:
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        # Where the sum of a tensor is finite all of it is, and a sum costs less than a look at each element.
+        if array.dtype.kind == "f" and not math.isfinite(array.sum()):
             axes = tuple(axis for axis in range(array.ndim) if axis != BATCH_AXIS)
             good &= np.isfinite(array).all(axis=axes)
     return good
