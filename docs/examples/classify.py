@@ -1,5 +1,4 @@
 """Whole texts, blocking: `python docs/examples/classify.py [host:port]`."""
-# ruff: noqa: INP001, T201 - an example is no package, and prints
 
 import sys
 

@@ -2,7 +2,6 @@
 
 Numbered steps and a start key are all that a client needs to repeat a step safely: whatever was sent may be sent again.
 """
-# ruff: noqa: INP001, T201 - an example is no package, and prints
 
 import sys
 import uuid

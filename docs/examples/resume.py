@@ -1,5 +1,4 @@
 """A text that goes on in another process: `python docs/examples/resume.py [host:port]`."""
-# ruff: noqa: INP001, T201 - an example is no package, and prints
 
 import asyncio
 import sys

@@ -1,5 +1,4 @@
 """A text while it is being written, asyncio: `python docs/examples/stream.py [host:port]`."""
-# ruff: noqa: INP001, T201 - an example is no package, and prints
 
 import asyncio
 import sys

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from statestream.common.v1 import lifecycle_service_pb2_grpc
 
 from models.common.manifest import ArtefactError
+from services.runtime.config import Settings, unknown_variables
 from services.runtime.core.clock import Clock, SystemClock
 from services.runtime.engine.batcher import Batcher
 from services.runtime.engine.scheduler import BatchLimits
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from threading import Thread
     from wsgiref.simple_server import WSGIServer
 
-    from services.runtime.config import Settings
     from services.runtime.model.session import OnnxModel
     from services.runtime.state.store import StateStore
 
@@ -198,6 +198,8 @@ async def serve(settings: Settings, tasks: Sequence[Task]) -> None:
         ArtefactError, OSError: it cannot start.
     """
     configure_logs(settings.log_level, settings.log_format)
+    for name in unknown_variables():
+        _log.warning("no such setting", variable=name)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -9,6 +10,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, model_validat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _ARTEFACTS = Path(__file__).parents[2] / "models" / "artefacts"
+
+
+ELSEWHERE = {"STATESTREAM_DATA", "STATESTREAM_VERSION"}
+"""Variables that training and docker-compose.yml read."""
 
 
 class Settings(BaseSettings):
@@ -70,3 +75,9 @@ class Settings(BaseSettings):
             if value and not value.rpartition(":")[2].isdigit():
                 raise ValueError(f"{name}: must be host:port")
         return self
+
+
+def unknown_variables() -> list[str]:
+    """Names in the environment that look like settings and are none: most likely misspelt."""
+    known = {f"STATESTREAM_{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
+    return sorted(name for name in os.environ if name.startswith("STATESTREAM_") and name.upper() not in known)

@@ -13,6 +13,7 @@ from services.runtime.core.errors import (
     SequenceEvicted,
     SequenceExpired,
     SequenceNotFound,
+    StateCorrupt,
     StepContentMismatch,
     StepOutOfOrder,
 )
@@ -105,6 +106,18 @@ def _applied(record: Record, step: int, digest: bytes) -> StoredReply:
     raise StepOutOfOrder(
         f"step {step} was applied and its reply is no longer kept, expected is {expected}", expected=expected
     )
+
+
+def start_over(damaged: StateCorrupt, new_epoch: int) -> Run:
+    """A start in place of a record that cannot be read.
+
+    Raises:
+        StateCorrupt: not even the position could be read, which the commit would have to expect.
+    """
+    epoch, step = damaged.metadata.get("epoch", ""), damaged.metadata.get("step", "")
+    if not (epoch.isdigit() and step.isdigit()):
+        raise damaged
+    return Run(Position(int(epoch), int(step)), Position(max(new_epoch, int(epoch) + 1), 0), None)
 
 
 def _start(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Decision:

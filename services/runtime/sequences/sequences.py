@@ -15,11 +15,12 @@ from services.runtime.core.errors import (
     CapacityExceeded,
     ModelVersionGone,
     SequenceError,
+    StateCorrupt,
     StepConflict,
     StepContentMismatch,
     StoreUnavailable,
 )
-from services.runtime.sequences.decide import Decision, Run, StepRequest, decide, keep_replies
+from services.runtime.sequences.decide import Decision, Run, StepRequest, decide, keep_replies, start_over
 from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply, Terms
 
 if TYPE_CHECKING:
@@ -218,6 +219,10 @@ class Sequences:
         except StoreUnavailable:
             self._events.store_failed("load")
             raise
+        except StateCorrupt as error:
+            if not request.start:
+                raise
+            return start_over(error, self._new_epoch())
         self._events.step_timed(name.model, "load", self._clock.monotonic() - before)
         return decide(found, request, self._new_epoch())
 
