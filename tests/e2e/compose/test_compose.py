@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from statestream import Client, SentimentUpdate
 from tests.e2e.compose.stack import ROOT, UP_S_MAX, Stack, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(UP_S_MAX + 180)]
 
@@ -62,10 +63,10 @@ def told(updates: list[SentimentUpdate]) -> list[tuple[str, float, int, bool]]:
     return [(u.sentiment.label, u.sentiment.positive_probability, u.sentiment.word_count, u.final) for u in updates]
 
 
-def undisturbed(client: Client) -> list[tuple[str, float, int, bool]]:
+def undisturbed(client: Client, pieces: Sequence[str] = PIECES) -> list[tuple[str, float, int, bool]]:
     """The replies to the review when nothing happens."""
     with client.sentiment.stream() as stream:
-        return told([*(stream.send(piece) for piece in PIECES), stream.end()])
+        return told([*(stream.send(piece) for piece in pieces), stream.end()])
 
 
 def test_one_client_reaches_every_replica(stack: Stack, client: Client) -> None:
@@ -100,32 +101,38 @@ def test_a_sequence_moves_between_replicas_with_every_call(stack: Stack, client:
     assert min(now - then for now, then in zip(after, before, strict=True)) > 0
 
 
-@pytest.mark.parametrize("signal", ["KILL", "TERM"])
-def test_a_sequence_outlives_its_replica(stack: Stack, client: Client, signal: str) -> None:
-    """The replica that serves a stream is killed, or drained: the stream goes on, with the same bits and no error."""
-    expected = undisturbed(client)
+@pytest.mark.parametrize("loss", ["kill --signal KILL", "kill --signal TERM", "pause"])
+def test_a_sequence_outlives_its_replica(stack: Stack, client: Client, loss: str) -> None:
+    """The replica that serves a stream is killed, drained or hangs in mid-step: the stream goes on, same bits."""
+    pieces = PIECES * 40
+    expected = undisturbed(client, pieces)
     replicas = stack.containers("sentiment")
     before = {replica: stack.metric(replica, "statestream_stream_messages_total") for replica in replicas}
-    with client.sentiment.stream() as stream:
-        replies = [stream.send(piece) for piece in PIECES[:5]]
+    with client.sentiment.stream() as stream, ThreadPoolExecutor(1) as sender:
+        updates = [stream.send(piece) for piece in pieces[:5]]
         [serving] = [r for r in replicas if stack.metric(r, "statestream_stream_messages_total") == before[r] + 5]
         [other] = [replica for replica in replicas if replica != serving]
         at_other = stack.metric(other, "statestream_stream_messages_total")
 
-        stack.docker("kill", "--signal", signal, serving)
-        wait_until(lambda: not stack.inspect(serving)["State"]["Running"], f"the replica ends on SIG{signal}")
-        replies += [stream.send(piece) for piece in PIECES[5:]]
-        replies.append(stream.end())
+        sending = sender.submit(lambda: updates.extend(stream.send(piece) for piece in pieces[5:]))
+        wait_until(lambda: len(updates) > 20, "steps are on their way")
+        assert len(updates) < len(pieces) / 2, "the replica goes in mid-stream"
+        stack.docker(*loss.split(), serving)
+        sending.result(timeout=60)
+        updates.append(stream.end())
 
-        assert stack.inspect(serving)["State"]["ExitCode"] == (137 if signal == "KILL" else 0)
-        assert stack.metric(other, "statestream_stream_messages_total") == at_other + len(PIECES) + 1 - 5
-
-    assert told(replies) == expected
+    assert told(updates) == expected
+    assert stack.metric(other, "statestream_stream_messages_total") > at_other
     wait_until(
         lambda: stack.value('envoy_cluster_membership_healthy{envoy_cluster_name="sentiment"}') == 1,
         "Prometheus sees, through the gateway, that one replica is left",
     )
     wait_until(lambda: stack.value('count(up{job="sentiment"} == 1)') == 1, "Prometheus sees that one replica is left")
+    if loss == "pause":
+        stack.docker("unpause", serving)
+    else:
+        wait_until(lambda: not stack.inspect(serving)["State"]["Running"], "the replica ends")
+        assert stack.inspect(serving)["State"]["ExitCode"] == (137 if loss.endswith("KILL") else 0)
 
 
 def test_a_sequence_outlives_redis(stack: Stack, client: Client) -> None:
