@@ -177,6 +177,7 @@ class Server:
         settings = self._settings
         limits = BatchLimits(
             batch_size_max=settings.batch_size_max,
+            cells_max=settings.batch_cells_max,
             queue_max=settings.queue_max,
             delay_s_max=settings.batch_delay_ms_max / 1000,
         )

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
 
     # How models run.
     batch_size_max: PositiveInt = Field(default=64, description="Sequences in one run")
+    batch_cells_max: PositiveInt = Field(default=4096, description="Timesteps times sequences in one run")
     batch_delay_ms_max: float = Field(default=0.0, ge=0, le=1000, description="Longest wait for batch-mates; 0: none")
     queue_max: PositiveInt = Field(default=1024, description="Steps that may wait for a run, per model")
     run_threads: PositiveInt = Field(default=1, description="Runs of one model at the same time")

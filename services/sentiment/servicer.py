@@ -9,12 +9,14 @@ from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 from models.sentiment.features import TextEncodingError, Vocabulary, advance
 from services.runtime.core.errors import InvalidInput
+from services.runtime.core.offload import sized
 from services.runtime.state.types import Carry
 from services.runtime.transport.deadline import deadline_of
 from services.runtime.transport.header import model_version, reply_header
 from services.runtime.transport.stream import SequenceTask, serve_stream
 from services.runtime.transport.task import Runtime, Task
 from services.sentiment import codec
+from services.sentiment.limits import TEXTS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,7 +57,9 @@ def fold_piece(piece: codec.Piece, deadline: float | None) -> Fold:
         text = codec.unpack_carry(carry.task)
         vocabulary = cast("Vocabulary", context.model.features)
         try:
-            indices, open_text = advance(vocabulary, text.open_text, piece.data, final=piece.end)
+            indices, open_text = await sized(
+                len(piece.data), advance, vocabulary, text.open_text, piece.data, final=piece.end
+            )
         except TextEncodingError as error:
             raise InvalidInput(piece.field, str(error)) from error
         logits, state = await read_words(context.model, indices, carry.tensors, text.logits, deadline)
@@ -91,16 +95,22 @@ class SentimentServicer(sentiment_service_pb2_grpc.SentimentServiceServicer):
     ) -> sentiment_pb2.ClassifyResponse:
         """Judges whole texts; they share runs of the model with each other and with all streams."""
         model = self._runtime.catalogue.find(NAME, request.model_version)
-        texts = codec.parse_texts(request, cast("Vocabulary", model.features))
+        texts = await sized(request.ByteSize(), codec.parse_texts, request, cast("Vocabulary", model.features))
         deadline = deadline_of(context, self._runtime.clock)
-        async with asyncio.TaskGroup() as group:
-            runs = [
-                group.create_task(read_words(model, indices, model.initial_state, (0.0, 0.0), deadline))
-                for indices in texts
-            ]
+        turns = asyncio.Semaphore(TEXTS_AT_ONCE)
+
+        async def judge(indices: npt.NDArray[np.int64]) -> sentiment_pb2.Sentiment:
+            async with turns:
+                logits, _ = await read_words(model, indices, model.initial_state, (0.0, 0.0), deadline)
+            return codec.sentiment(logits, len(indices))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                judged = [group.create_task(judge(indices)) for indices in texts]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
         return sentiment_pb2.ClassifyResponse(
-            results=[codec.sentiment(run.result()[0], len(indices)) for run, indices in zip(runs, texts, strict=True)],
-            model=model_version(model.model_id),
+            results=[task.result() for task in judged], model=model_version(model.model_id)
         )
 
     def StreamingClassify(  # noqa: N802 - named by the contract

@@ -14,7 +14,7 @@ from statestream.sentiment.v1 import sentiment_pb2
 
 from services.runtime.core.clock import SystemClock
 from services.runtime.state.memory import MemoryStore
-from tests.kit.server import Request, config, piece, replies, running, stub_of, told
+from tests.kit.server import Request, config, piece, refused, replies, running, stub_of, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,13 +36,6 @@ async def stub(server: Server) -> AsyncIterator[Any]:
     """A stub on that server."""
     async with stub_of(server) as one:
         yield one
-
-
-async def refused(stub: Any, *messages: Request) -> tuple[str, str, str]:
-    """How a stream of messages is refused."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await replies(stub, *messages)
-    return told(caught.value)
 
 
 async def test_classify_answers_each_text_in_order(stub: Any) -> None:
@@ -101,7 +94,7 @@ async def test_a_named_sequence_stays_when_its_stream_ends(stub: Any, server: Se
             get.sequence_id = "nobody"
             await lifecycle.GetSequence(get)
         assert told(caught.value)[1] == "SEQUENCE_NOT_FOUND"
-    assert (await refused(stub, config("kept"), piece("good")))[1] == "SEQUENCE_ENDED"
+    assert (await refused(server, config("kept"), piece("good")))[1] == "SEQUENCE_ENDED"
 
 
 async def test_a_repeated_step_is_answered_with_the_same_bytes(stub: Any) -> None:
@@ -121,6 +114,8 @@ async def test_a_start_begins_anew(stub: Any) -> None:
     assert after.header.epoch > before.header.epoch
     assert after.header.step == 0
     assert after.sentiment.word_count == 1
+    assert [warning.code for warning in before.header.warnings] == []
+    assert [warning.code for warning in after.header.warnings] == ["SEQUENCE_REPLACED"]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +143,11 @@ async def test_a_start_begins_anew(stub: Any) -> None:
         ),
     ],
 )
-async def test_bad_input_has_its_own_status(stub: Any, messages: list[Request], expected: tuple[str, str, str]) -> None:
+async def test_bad_input_has_its_own_status(
+    server: Server, messages: list[Request], expected: tuple[str, str, str]
+) -> None:
     """Code, reason and field, for everything that can be wrong with a stream."""
-    assert await refused(stub, *messages) == expected
+    assert await refused(server, *messages) == expected
 
 
 async def test_text_that_is_not_utf8_is_refused_by_name(server: Server) -> None:
@@ -168,11 +165,11 @@ async def test_text_that_is_not_utf8_is_refused_by_name(server: Server) -> None:
         assert told(caught.value) == ("INVALID_ARGUMENT", "INVALID_INPUT", "request")
 
 
-async def test_bad_input_leaves_the_sequence_usable(stub: Any) -> None:
+async def test_bad_input_leaves_the_sequence_usable(stub: Any, server: Server) -> None:
     """After every refusal the sequence stands at its last step, and goes on as if nothing had been."""
     await replies(stub, config("usable", start=True), piece("It is ", step=0))
     for bad in (piece(b"\xff", step=1), piece("", step=1), piece("x", step=7), piece("other", step=0)):
-        await refused(stub, config("usable"), bad)
+        await refused(server, config("usable"), bad)
     (final,) = await replies(stub, config("usable"), piece("superb!", step=1, end=True))
     whole = (await stub.Classify(sentiment_pb2.ClassifyRequest(texts=["It is superb!"]))).results[0]
     assert final.sentiment == whole
@@ -197,13 +194,13 @@ async def test_two_replicas_share_a_sequence() -> None:
 async def test_a_sequence_without_durability_stays_in_its_replica() -> None:
     """It goes on there, and nobody else knows it."""
     store = MemoryStore(SystemClock(), bytes_max=10**7, sequences_max=100)
-    async with running(store=store) as one, running(store=store) as two, stub_of(one) as a, stub_of(two) as b:
+    async with running(store=store) as one, running(store=store) as two, stub_of(one) as a:
         opening = config("volatile", start=True, durability=sequence_pb2.DURABILITY_NONE)
         (first,) = await replies(a, opening, piece("Very "))
         (second,) = await replies(a, config("volatile"), piece("good "))
         assert not first.header.HasField("committed_step")
         assert second.sentiment.word_count == 2
-        assert (await refused(b, config("volatile"), piece("good ")))[1] == "SEQUENCE_NOT_FOUND"
+        assert (await refused(two, config("volatile"), piece("good ")))[1] == "SEQUENCE_NOT_FOUND"
 
 
 async def test_sixty_four_sequences_at_once_have_the_bits_of_one_alone(stub: Any, server: Server) -> None:

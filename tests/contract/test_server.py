@@ -24,7 +24,7 @@ from services.runtime.engine.batcher import Batcher
 from services.runtime.state.memory import MemoryStore
 from services.sentiment import codec
 from services.sentiment.servicer import TASK
-from tests.kit.server import config, piece, replies, running, stub_of, told
+from tests.kit.server import config, piece, refused, replies, running, stub_of, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,14 +144,33 @@ async def test_calls_over_the_bound_are_refused_with_a_delay(bound: str, kind: s
         await inside.read()
         if kind == "call":
             server._gate.take("call")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            if kind == "stream":
-                await replies(stub, config("outside", start=True), piece("x"))
-            else:
+        if kind == "stream":
+            answer = await refused(server, config("outside", start=True), piece("x"))
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Classify(sentiment_pb2.ClassifyRequest(texts=["x"]))
-        assert told(caught.value)[:2] == ("RESOURCE_EXHAUSTED", "CAPACITY")
+            answer = told(caught.value)
+        assert answer[:2] == ("RESOURCE_EXHAUSTED", "CAPACITY")
         await inside.write(piece("again "))
         assert (await inside.read()).sentiment.word_count == 2
+
+
+async def test_a_full_queue_refuses_a_call_of_many_texts() -> None:
+    """One status for the whole call, of the first text that found no place; the next call is served."""
+    async with running(queue_max=2, batch_size_max=1) as server, stub_of(server) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Classify(sentiment_pb2.ClassifyRequest(texts=["good"] * 32))
+        assert told(caught.value)[:2] == ("RESOURCE_EXHAUSTED", "CAPACITY")
+        assert (await stub.Classify(sentiment_pb2.ClassifyRequest(texts=["good"]))).results
+
+
+async def test_long_texts_are_read_off_the_loop() -> None:
+    """A text of the largest size gets the same result as its pieces, read one after the other."""
+    text = "not bad at all , " * 15_000
+    async with running() as server, stub_of(server) as stub:
+        whole = (await stub.Classify(sentiment_pb2.ClassifyRequest(texts=[text]))).results[0]
+        pieces = [piece(text[i : i + 60_000]) for i in range(0, len(text), 60_000)]
+        assert (await replies(stub, config(), *pieces))[-1].sentiment == whole
 
 
 async def test_a_cancelled_call_gives_its_place_back() -> None:
@@ -223,9 +242,7 @@ async def test_a_store_that_is_gone_costs_a_retry() -> None:
     async with running(store=store) as server, stub_of(server) as stub:
         await replies(stub, config("s", start=True), piece("It ", step=0))
         store.broken = True
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await replies(stub, config("s"), piece("is ", step=1))
-        assert told(caught.value)[:2] == ("UNAVAILABLE", "STORE_UNAVAILABLE")
+        assert (await refused(server, config("s"), piece("is ", step=1)))[:2] == ("UNAVAILABLE", "STORE_UNAVAILABLE")
         assert sample(server, "statestream_store_errors_total", operation="commit") == 1
         store.broken = False
         (reply,) = await replies(stub, config("s"), piece("is ", step=1))
@@ -239,8 +256,11 @@ async def test_a_failing_model_is_told_without_its_text(capsys: pytest.CaptureFi
         (model,) = server._catalogue
         run = model.batcher._run_together
         model.batcher._run_together = lambda rows, look: (_ for _ in ()).throw(RuntimeError(SENT))  # type: ignore[method-assign]
+        call = stub.StreamingClassify()
+        await call.write(config("s"))
+        await call.write(piece("is ", step=1))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await replies(stub, config("s"), piece("is ", step=1))
+            await call.read()
         assert told(caught.value)[:2] == ("INTERNAL", "MODEL_FAILURE")
         assert SENT not in str(caught.value)
         model.batcher._run_together = run  # type: ignore[method-assign]
@@ -274,8 +294,7 @@ async def test_nothing_that_a_client_sent_is_logged(capfd: pytest.CaptureFixture
             await stub.Classify(sentiment_pb2.ClassifyRequest(texts=[SENT]))
             await replies(stub, config(SENT, start=True, start_key=SENT), piece(SENT))
             for bad in ([config(SENT), piece("")], [config(SENT * 20)], [config("x", model_version=SENT)]):
-                with pytest.raises(grpc.aio.AioRpcError):
-                    await replies(stub, *bad)
+                await refused(server, *bad)
     captured = capfd.readouterr()
     assert SENT not in str(logs) + captured.out + captured.err
 
@@ -287,8 +306,7 @@ async def test_metrics_tell_what_happened() -> None:
         for _ in range(2):
             await replies(stub, opening, first)
         await replies(stub, config("metered"), piece("film", step=1, end=True))
-        with pytest.raises(grpc.aio.AioRpcError):
-            await replies(stub, config("metered"), piece("film", step=9))
+        await refused(server, config("metered"), piece("film", step=9))
         model = {"model": "sentiment"}
         assert sample(server, "statestream_requests_total", method=METHOD, code="OK") == 3
         assert sample(server, "statestream_stream_messages_total", **model) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,26 @@ async def replies(stub: Any, *messages: Request) -> list[Response]:
     return [reply async for reply in stub.StreamingClassify(requests())]
 
 
-def told(error: grpc.aio.AioRpcError) -> tuple[str, str, str]:
+async def refused(server: Server, *messages: Request) -> tuple[str, str, str]:
+    """How a stream of messages is refused, as `told`.
+
+    With the blocking client: that of asyncio says INTERNAL where a message could not be sent any more because the
+    server had refused the one before.
+    """
+
+    def call() -> tuple[str, str, str]:
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub: Any = sentiment_service_pb2_grpc.SentimentServiceStub(channel)
+            try:
+                answered = len(list(stub.StreamingClassify(iter(messages))))
+            except grpc.RpcError as error:
+                return told(error)
+        raise AssertionError(f"not refused, but answered {answered} times")
+
+    return await asyncio.to_thread(call)
+
+
+def told(error: Any) -> tuple[str, str, str]:
     """What a client can read of an error: code, reason, and field ("" where none is named)."""
     status = status_pb2.Status.FromString(
         next(value for key, value in _pairs(error) if key == "grpc-status-details-bin")
@@ -79,5 +99,5 @@ def told(error: grpc.aio.AioRpcError) -> tuple[str, str, str]:
     return error.code().name, info.reason, bad.field_violations[0].field if fields else ""
 
 
-def _pairs(error: grpc.aio.AioRpcError) -> Iterable[tuple[str, Any]]:
+def _pairs(error: Any) -> Iterable[tuple[str, Any]]:
     return ((str(key), value) for key, value in (error.trailing_metadata() or ()))

@@ -18,6 +18,8 @@ class BatchLimits:
 
     Attributes:
         batch_size_max: sequences in one run.
+        cells_max: timesteps x sequences in one run, padding included, unless one sequence alone has more: bounds how
+            long a run keeps others waiting.
         queue_max: steps that may wait; one more is refused.
         delay_s_max: longest wait of a step for batch-mates; 0 lets an idle model run at once.
         padding_max: timesteps by which a row may be padded (or by its own length, if that is more), so that a short
@@ -25,6 +27,7 @@ class BatchLimits:
     """
 
     batch_size_max: int = 64
+    cells_max: int = 4096
     queue_max: int = 1024
     delay_s_max: float = 0.0
     padding_max: int = 16
@@ -95,7 +98,7 @@ class Scheduler(Generic[T]):
                 continue
             low = min(shortest or entry.timesteps, entry.timesteps)
             high = max(longest, entry.timesteps)
-            if high - low > max(self._limits.padding_max, low):
+            if batch.entries and not self._fits(low, high, len(batch.entries) + 1):
                 left.append(entry)
                 continue
             shortest, longest = low, high
@@ -103,3 +106,7 @@ class Scheduler(Generic[T]):
         left.extend(self._queue)
         self._queue = left
         return batch
+
+    def _fits(self, shortest: int, longest: int, count: int) -> bool:
+        limits = self._limits
+        return longest - shortest <= max(limits.padding_max, shortest) and longest * count <= limits.cells_max

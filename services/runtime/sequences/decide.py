@@ -47,11 +47,16 @@ class StepRequest(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Compute the step and commit it. `expected` is what the commit finds in the store; `base` None: initial state."""
+    """Compute the step and commit it.
+
+    `expected` is what the commit finds in the store; `base` None: initial state; `replaces_live`: a start over a
+    sequence that could have gone on.
+    """
 
     expected: Position | None
     position: Position
     base: Record | None
+    replaces_live: bool = False
 
 
 Decision = Run | StoredReply
@@ -128,7 +133,8 @@ def _start(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
     if first is not None and first.digest == request.digest and (request.start_key or record.position.step == 1):
         # Without a key, starting again with the same first step while nothing follows it changes nothing but the epoch.
         return _applied(record, 0, request.digest)
-    return Run(record.position, Position(max(new_epoch, record.position.epoch + 1), 0), None)
+    replaces_live = not (record.ended or found.expired)
+    return Run(record.position, Position(max(new_epoch, record.position.epoch + 1), 0), None, replaces_live)
 
 
 def keep_replies(base: Record | None, new: StoredReply, count: int) -> tuple[StoredReply, ...]:

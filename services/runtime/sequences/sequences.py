@@ -42,6 +42,7 @@ class StepContext(NamedTuple):
     model: ServedModel
     durability: Durability
     end: bool
+    replaces_live: bool
 
 
 class Fold(Protocol):
@@ -231,7 +232,7 @@ class Sequences:
     ) -> tuple[bytes, Stored | Absence | None]:
         """Computes and commits; the second part is what the commit found if it was not made."""
         model, durability = self._model_of_run(request, run)
-        context = StepContext(name.sequence_id, run.position, model, durability, request.end)
+        context = StepContext(name.sequence_id, run.position, model, durability, request.end, run.replaces_live)
         base_carry = run.base.carry if run.base else None
         reply, carry = await fold(context, base_carry or Carry(model.initial_state, b""))
         stored = StoredReply(run.position.step, request.digest, reply)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from services.runtime.core.ids import ModelId
     from services.runtime.sequences.sequences import StepContext
 
+REPLACED = sequence_pb2.Warning(
+    code="SEQUENCE_REPLACED", message="this start replaced a live sequence of the same name, whose state is gone"
+)
+
 
 def reply_header(context: StepContext) -> sequence_pb2.ReplyHeader:
     """Where the sequence stands once this step is committed; the reply leaves after that."""
@@ -24,6 +28,7 @@ def reply_header(context: StepContext) -> sequence_pb2.ReplyHeader:
         epoch=context.position.epoch,
         model=model_version(context.model.model_id),
         ended=context.end,
+        warnings=(REPLACED,) if context.replaces_live else (),
     )
 
 

@@ -35,6 +35,14 @@ def test_a_long_chunk_does_not_hold_up_short_ones() -> None:
     assert taken(scheduler) == [1]
 
 
+def test_a_run_is_bounded_in_cells() -> None:
+    """Long chunks share a run only up to the bound, so that no run takes for ever; one alone always runs."""
+    scheduler = waiting(BatchLimits(cells_max=100), 40, 40, 40, 300)
+    assert taken(scheduler) == [0, 1]
+    assert taken(scheduler) == [2]
+    assert taken(scheduler) == [3]
+
+
 def test_the_oldest_always_runs() -> None:
     """A long chunk at the head goes first, however many short ones wait."""
     scheduler = waiting(BatchLimits(), 100, 1, 1)

@@ -105,7 +105,7 @@ class TestStart:
         """The epoch grows even where the clock of this replica lags behind."""
         found = stored(3)
         other = request(0, start=True, digest=b"another beginning")
-        assert decide(found, other, 5) == Run(Position(EPOCH, 3), Position(EPOCH + 1, 0), None)
+        assert decide(found, other, 5) == Run(Position(EPOCH, 3), Position(EPOCH + 1, 0), None, replaces_live=True)
 
     @pytest.mark.parametrize("flags", [{"ended": True}, {"expired": True}])
     def test_over_what_is_left_of_one(self, flags: dict[str, Any]) -> None:

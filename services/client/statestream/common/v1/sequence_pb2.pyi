@@ -181,7 +181,7 @@ class Warning(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
-    """code is a constant in upper case, for example "INPUT_REPLACED"."""
+    """code is a constant in upper case, for example "SEQUENCE_REPLACED": a start took the place of a live sequence."""
     message: _builtins.str
     """message for a person."""
     def __init__(

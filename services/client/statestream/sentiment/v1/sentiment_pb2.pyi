@@ -87,7 +87,9 @@ class ClassifyRequest(_message.Message):
     """model_version asks for one version of the model. Empty: the newest."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """texts to classify, 1 to 256 of them, none without a word, each at most 262,144 bytes in UTF-8."""
+        """texts to classify, 1 to 256 of them, none without a word, each at most 262,144 bytes in UTF-8. All of them
+        together must fit into one message of the server, 4 MiB unless it is configured otherwise.
+        """
 
     def __init__(
         self,
