@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.runtime.observability.histogram import FastHistogram
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -50,16 +52,14 @@ class Metrics:
         )
         self._open = Gauge("statestream_calls_open", "Calls in progress", ("method",), registry=registry)
         self._messages = Counter("statestream_stream_messages", "Steps asked for on streams", model, registry=registry)
-        self._phases = Histogram(
+        self._phases = FastHistogram(
             "statestream_step_seconds",
             "Time of a step by phase: queue, load, run, commit",
             ("model", "phase"),
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
+            registry,
         )
-        self._batch_size = Histogram(
-            "statestream_batch_size", "Sequences in a run", model, buckets=SIZES, registry=registry
-        )
+        self._batch_size = FastHistogram("statestream_batch_size", "Sequences in a run", model, SIZES, registry)
         self._queue = Gauge("statestream_queue_length", "Steps that wait for a run", model, registry=registry)
         self._started = Counter("statestream_sequences_started", "Sequences begun here", model, registry=registry)
         self._ended = Counter("statestream_sequences_ended", "Sequences ended here", model, registry=registry)
@@ -95,10 +95,9 @@ class Metrics:
             "statestream_store_errors", "Calls that the state store failed", ("operation",), registry=registry
         )
         # On the hot path labels() costs more than the counting itself.
-        self._phase = lru_cache(maxsize=None)(self._phases.labels)
+        self._phase = self._phases.series
         self._messages_of = lru_cache(maxsize=None)(self._messages.labels)
         self._cache_of = lru_cache(maxsize=None)(self._cache.labels)
-        self._batch_size_of = lru_cache(maxsize=None)(self._batch_size.labels)
         self._queue_of = lru_cache(maxsize=None)(self._queue.labels)
 
     def call_started(self, method: str) -> None:
@@ -117,7 +116,7 @@ class Metrics:
 
     def batch_ran(self, model: str, size: int, queue_s: Sequence[float], run_s: float) -> None:
         """See `BatchEvents`."""
-        self._batch_size_of(model).observe(size)
+        self._batch_size.series(model).observe(size)
         self._phase(model, "run").observe(run_s)
         queue = self._phase(model, "queue")
         for seconds in queue_s:

@@ -130,6 +130,7 @@ class Sequences:
         self._policy = policy
         self._clock = clock
         self._events = events
+        self._any_local = False
         self._terms_of: dict[ModelId, Terms] = {}  # bounded by the model versions there ever were
         self._lanes: dict[SequenceName, _Lane] = {}  # bounded by the requests in progress
 
@@ -158,8 +159,10 @@ class Sequences:
 
     async def describe(self, name: SequenceName) -> Stored | Absence:
         """Where a sequence stands now."""
-        local = await self._local.load(name)
         found = await self._store.load(name)
+        if not self._any_local:
+            return found
+        local = await self._local.load(name)
         if isinstance(local, Stored) and not (isinstance(found, Stored) and _epoch(found) > _epoch(local)):
             return local
         return found
@@ -246,6 +249,7 @@ class Sequences:
         found = await self._commit(name, run.expected, record)
         if found is None:
             if run.base is None:
+                self._any_local |= durability is Durability.NONE
                 self._events.sequence_started(name.model)
             if request.end:
                 self._events.sequence_ended(name.model)

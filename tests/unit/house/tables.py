@@ -11,6 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import SecretStr
 
 from services.runtime.config import Settings
+from services.runtime.observability.histogram import FastHistogram
 from services.runtime.observability.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -40,12 +41,16 @@ def settings() -> str:
     return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
 
 
-def collectors() -> list[MetricWrapperBase]:
+def collectors() -> list[MetricWrapperBase | FastHistogram]:
     """Every metric of a server."""
-    return [value for value in vars(Metrics(CollectorRegistry())).values() if isinstance(value, MetricWrapperBase)]
+    return [
+        value
+        for value in vars(Metrics(CollectorRegistry())).values()
+        if isinstance(value, MetricWrapperBase | FastHistogram)
+    ]
 
 
-def label_names(collector: MetricWrapperBase) -> tuple[str, ...]:
+def label_names(collector: MetricWrapperBase | FastHistogram) -> tuple[str, ...]:
     """Names of the labels of a metric."""
     return vars(collector)["_labelnames"]
 
