@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 
 PAGE = Path("docs/benchmarks.md")
 LOADS = [(sequences, timesteps) for timesteps in (1, 10) for sequences in (1, 8, 32, 64)]
-PROFILE = """\
-Where the event loop's time goes, 64 sequences, one timestep a message, gRPC left out (by cProfile, which makes Python look
-dearer than C):"""
+PROFILE = (
+    "Where the event loop's time goes, 64 sequences, one timestep a message, gRPC left out "
+    "(by cProfile, which makes Python look dearer than C):"
+)
 BEGIN, END = "<!-- figures of make bench -->", "<!-- end of the figures -->"
 
 
