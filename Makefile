@@ -91,7 +91,7 @@ type: setup ## pyright, strict
 test: setup ## every test that needs no container engine
 	$(BIN)/pytest -m 'not compose'
 
-check: lint type test ## lint, type and test: what CI runs
+check: lint breaking type test ## lint, compatibility, types and tests: what CI runs
 
 # ---- measuring and training -----------------------------------------------------------------------------------------
 

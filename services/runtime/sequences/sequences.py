@@ -174,7 +174,9 @@ class Sequences:
             if not isinstance(found, Stored) or found.record.ended or found.expired:
                 return found
             record = found.record
-            ended = Record(record.position, record.model, record.durability, None, record.replies)
+            # A new epoch, so that no replica that still has the live record at hand can commit over the end.
+            after = record.position._replace(epoch=max(self._new_epoch(), record.position.epoch + 1))
+            ended = Record(after, record.model, record.durability, None, record.replies)
             self._cache.drop(name)
             if (
                 await self._store_of(record.durability).commit(name, record.position, ended, self._terms(record))

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.runtime.core.errors import CapacityExceeded, ModelVersionGone, SequenceNotFound, StateCorrupt
+from services.runtime.core.errors import (
+    CapacityExceeded,
+    ModelVersionGone,
+    SequenceEnded,
+    SequenceNotFound,
+    StateCorrupt,
+)
 from services.runtime.core.ids import ModelId, SequenceName
 from services.runtime.engine.served import Catalogue
 from services.runtime.sequences.decide import StepRequest, content_digest
@@ -128,6 +134,21 @@ async def test_a_sequence_stays_on_its_version() -> None:
     ended = await bench.sequences.end(NAME)
     assert isinstance(ended, Stored)
     assert ended.record.ended
+
+
+async def test_an_ended_sequence_cannot_be_revived_from_memory() -> None:
+    """A replica that still has the live record at hand is told that the sequence has ended; retries are answered."""
+    bench = Bench()
+    await bench.take(0, start=True)
+    assert await bench.take(1) == b"2"
+    other = Sequences(
+        bench.catalogue, bench.store, bench.local, RecordCache(0, 0), bench.policy, bench.clock, NoEvents()
+    )
+    await other.end(NAME)
+    assert bench.cache.get(NAME) is not None
+    with pytest.raises(SequenceEnded):
+        await bench.take(2)
+    assert await bench.take(1) == b"2"
 
 
 async def test_requests_for_one_sequence_wait_within_a_bound() -> None:

@@ -63,7 +63,7 @@ class Sequence(_message.Message):
     status: Global___SequenceStatus.ValueType
     """status of the sequence now."""
     epoch: _builtins.int
-    """epoch of the sequence: grows with every start on the same sequence_id."""
+    """epoch of the sequence: grows with every start on the same sequence_id, and when it is ended without a last step."""
     next_step: _builtins.int
     """next_step is the number of the step that the sequence takes next."""
     durability: _sequence_pb2.Durability.ValueType

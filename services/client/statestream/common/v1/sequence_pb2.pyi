@@ -140,7 +140,7 @@ class ReplyHeader(_message.Message):
     nothing is committed (DURABILITY_NONE).
     """
     epoch: _builtins.int
-    """epoch of the sequence: grows with every start on the same sequence_id."""
+    """epoch of the sequence: grows with every start on the same sequence_id, and when it is ended without a last step."""
     ended: _builtins.bool
     """ended is true on the reply to the last step; the sequence is over."""
     @_builtins.property
