@@ -27,6 +27,7 @@ from services.runtime.sequences.sequences import SequencePolicy, Sequences
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
+from services.runtime.state.types import Durability
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate
@@ -168,6 +169,9 @@ class Server:
 
     async def _load(self, task: Task) -> None:
         for artefact in find_artefacts(self._settings.artefacts, task.name):
+            durability = artefact.manifest.sequence.durability
+            if durability.upper() not in Durability.__members__:
+                raise ArtefactError(f"{artefact.folder}: sequence.durability", f"{durability} is not served")
             model = await asyncio.to_thread(load, artefact, self._settings)
             self._catalogue.add(self._served(task, artefact, model))
             self.metrics.model_served(artefact.model_id, artefact.manifest.state_bytes)

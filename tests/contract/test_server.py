@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from typing import TYPE_CHECKING, Any, cast
 from urllib.request import urlopen
@@ -335,6 +336,19 @@ async def test_a_damaged_artefact_is_not_served(tmp_path: Path) -> None:
         with pytest.raises(ArtefactError, match=name):
             await server.start()
         await server.stop()
+
+
+async def test_an_artefact_that_asks_for_more_than_is_served_is_refused(tmp_path: Path) -> None:
+    """A default durability of a later release stops the start by name, not the first call."""
+    shutil.copytree(Settings().artefacts / "sentiment", tmp_path / "sentiment")
+    path = next(tmp_path.glob("sentiment/*/manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["sequence"]["durability"] = "checkpoint"
+    path.write_text(json.dumps(manifest))
+    server = Server(Settings(listen="127.0.0.1:0", metrics_listen="", artefacts=tmp_path), (TASK,))
+    with pytest.raises(ArtefactError, match=r"sequence\.durability"):
+        await server.start()
+    await server.stop()
 
 
 async def test_an_address_in_use_is_an_error_with_a_name() -> None:

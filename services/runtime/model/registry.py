@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from models.common.manifest import ArtefactError, Manifest, load_manifest, verify_files
 from services.runtime.core.ids import ModelId
 from services.runtime.model.session import OnnxModel
-from services.runtime.state.types import Durability
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,11 +56,8 @@ def load(artefact: Artefact, settings: Settings) -> OnnxModel:
     """Verifies the digests of all files, loads the graph and runs it once at the smallest and largest batch size.
 
     Raises:
-        ArtefactError: a file is missing or not the one that was exported, or a default cannot be served.
+        ArtefactError: a file is missing or not the one that was exported.
     """
-    durability = artefact.manifest.sequence.durability
-    if durability.upper() not in Durability.__members__:
-        raise ArtefactError(f"{artefact.folder}: sequence.durability", f"{durability} is not served by this release")
     verify_files(artefact.folder, artefact.manifest)
     model = OnnxModel(artefact.folder, artefact.manifest, intra_op_threads=settings.intra_op_threads)
     model.warm_up((1, settings.batch_size_max))
