@@ -338,13 +338,17 @@ async def test_a_damaged_artefact_is_not_served(tmp_path: Path) -> None:
         await server.stop()
 
 
+def copy_with_durability(root: Path, durability: str) -> None:
+    shutil.copytree(Settings().artefacts / "sentiment", root / "sentiment")
+    path = next(root.glob("sentiment/*/manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["sequence"]["durability"] = durability
+    path.write_text(json.dumps(manifest))
+
+
 async def test_an_artefact_that_asks_for_more_than_is_served_is_refused(tmp_path: Path) -> None:
     """A default durability of a later release stops the start by name, not the first call."""
-    shutil.copytree(Settings().artefacts / "sentiment", tmp_path / "sentiment")
-    path = next(tmp_path.glob("sentiment/*/manifest.json"))
-    manifest = json.loads(path.read_text())
-    manifest["sequence"]["durability"] = "checkpoint"
-    path.write_text(json.dumps(manifest))
+    copy_with_durability(tmp_path, "checkpoint")
     server = Server(Settings(listen="127.0.0.1:0", metrics_listen="", artefacts=tmp_path), (TASK,))
     with pytest.raises(ArtefactError, match=r"sequence\.durability"):
         await server.start()
