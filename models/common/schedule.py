@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class Schedule:
     """One stage of training with Adam: linear warm-up, then linear decay to zero.
 
-    ``patience`` stops after so many epochs without a better validation figure; None never does.
+    ``patience`` stops after so many epochs without a better validation figure; None never does. With
+    ``average_updates`` what is validated and kept is not the last weights but their exponential moving average
+    over about so many updates (Polyak & Juditsky 1992), which forgets where the last few batches pulled.
     """
 
     epochs: int
@@ -18,6 +20,7 @@ class Schedule:
     clip_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.99)
     patience: int | None = None
+    average_updates: int | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:

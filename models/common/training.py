@@ -11,7 +11,6 @@ import json
 import math
 import platform
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
@@ -93,24 +92,27 @@ def fit(
     optimiser = torch.optim.Adam(stage.net.parameters(), lr=schedule.learning_rate, betas=schedule.betas)
     identity = {"stage": stage.name, "seed": seed, "schedule": asdict(schedule), "settings": stage.settings}
     saved = _Checkpoint(checkpoint, json.dumps(identity, sort_keys=True), stage.net, optimiser)
-    run, best_weights = saved.load(device)
+    run, kept = saved.load(device)
+    if schedule.average_updates is not None and kept.average is None:
+        kept.average = _copy(stage.net)
     while run.epoch < schedule.epochs and not _out_of_patience(run, schedule):
-        _train_epoch(
-            stage, schedule, run, optimiser, device, partial(saved.save, run, best_weights), checkpoint_updates
-        )
+        _train_epoch(stage, schedule, run, kept, optimiser, device, saved, checkpoint_updates)
+        trained = _copy(stage.net)
+        stage.net.load_state_dict(kept.average or trained)
         stage.net.eval()
         with torch.no_grad():
             figures = stage.validate()
         run.history.append({"loss": run.loss_sum / run.update, **figures})
         if figures[stage.monitor] < run.best:
             run.best, run.best_epoch = figures[stage.monitor], run.epoch
-            best_weights = {name: tensor.detach().clone() for name, tensor in stage.net.state_dict().items()}
+            kept.best = _copy(stage.net)
+        stage.net.load_state_dict(trained)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in run.history[-1].items())
         tqdm.write(f"{stage.name} epoch {run.epoch + 1}/{schedule.epochs}  {shown}")
         run.epoch, run.update, run.loss_sum = run.epoch + 1, 0, 0.0
-        saved.save(run, best_weights)
-    if best_weights is not None:
-        stage.net.load_state_dict(best_weights)
+        saved.save(run, kept)
+    if kept.best is not None:
+        stage.net.load_state_dict(kept.best)
     stage.net.eval()
     return run
 
@@ -119,9 +121,10 @@ def _train_epoch(
     stage: Stage[B],
     schedule: Schedule,
     run: Run,
+    kept: _Kept,
     optimiser: torch.optim.Optimizer,
     device: torch.device,
-    save: Callable[[], None],
+    saved: _Checkpoint,
     save_every: int,
 ) -> None:
     batches = stage.batches(run.epoch)
@@ -137,6 +140,9 @@ def _train_epoch(
             loss.backward()
             nn.utils.clip_grad_norm_(stage.net.parameters(), schedule.clip_norm)
             optimiser.step()
+            if kept.average is not None and schedule.average_updates is not None:
+                for name, weight in stage.net.state_dict().items():
+                    kept.average[name].lerp_(weight, 1 / schedule.average_updates)
             value = loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"{stage.name}: loss {value} in epoch {run.epoch}, update {run.update}")
@@ -147,11 +153,23 @@ def _train_epoch(
             bar.update()
             bar.set_postfix(loss=f"{run.loss_sum / run.update:.4f}", refresh=False)
             if run.update % save_every == 0:
-                save()
+                saved.save(run, kept)
 
 
 def _out_of_patience(run: Run, schedule: Schedule) -> bool:
     return schedule.patience is not None and run.epoch - run.best_epoch > schedule.patience
+
+
+def _copy(net: nn.Module) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Weights beside those in training."""
+
+    best: Weights | None = None
+    average: Weights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +181,7 @@ class _Checkpoint:
     net: nn.Module
     optimiser: torch.optim.Optimizer
 
-    def save(self, run: Run, best_weights: Weights | None) -> None:
+    def save(self, run: Run, kept: _Kept) -> None:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +190,8 @@ class _Checkpoint:
             "run": asdict(run),
             "net": self.net.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "best_weights": best_weights,
+            "best_weights": kept.best,
+            "average_weights": kept.average,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
         }
@@ -180,9 +199,9 @@ class _Checkpoint:
         torch.save(content, unfinished)
         unfinished.replace(self.path)
 
-    def load(self, device: torch.device) -> tuple[Run, Weights | None]:
+    def load(self, device: torch.device) -> tuple[Run, _Kept]:
         if self.path is None or not self.path.exists():
-            return Run(), None
+            return Run(), _Kept()
         # weights_only: a checkpoint is data, and loading it must not be able to run code.
         content: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
         if content["identity"] != self.identity:
@@ -192,7 +211,7 @@ class _Checkpoint:
         torch.set_rng_state(content["random"].cpu())
         if content["random_cuda"]:
             torch.cuda.set_rng_state_all([state.cpu() for state in content["random_cuda"]])
-        return Run(**content["run"]), content["best_weights"]
+        return Run(**content["run"]), _Kept(content["best_weights"], content["average_weights"])
 
 
 def pick_device(name: str) -> torch.device:

@@ -38,7 +38,7 @@ class Config:
 FULL = Config(
     name="full",
     pretrain=Schedule(epochs=5, learning_rate=3e-3),
-    train=Schedule(epochs=5, learning_rate=1.5e-3, patience=3),
+    train=Schedule(epochs=3, learning_rate=1.5e-3, average_updates=500),
 )
 QUICK = Config(name="quick", train=Schedule(epochs=2, learning_rate=3e-3))
 TINY = Config(

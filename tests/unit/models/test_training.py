@@ -19,6 +19,7 @@ pytestmark = pytest.mark.train
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=3, learning_rate=0.05)
+AVERAGED = Schedule(epochs=3, learning_rate=0.05, average_updates=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +74,19 @@ def run(what: Stage[Points], checkpoint: Path | None = None, schedule: Schedule 
     return fit(what, schedule, seed=5, device=CPU, checkpoint=checkpoint, checkpoint_updates=2)
 
 
+@pytest.mark.parametrize("schedule", [SCHEDULE, AVERAGED], ids=["plain", "averaged"])
 @pytest.mark.parametrize("crash_after", [1, 4, 7, 12, 20])
-def test_resumed_is_uninterrupted(tmp_path: Path, crash_after: int) -> None:
+def test_resumed_is_uninterrupted(tmp_path: Path, crash_after: int, schedule: Schedule) -> None:
     """Killed anywhere and started again, dropout included, the weights are the same to the last bit."""
     whole = stage()
-    course = run(whole)
+    course = run(whole, schedule=schedule)
     path = tmp_path / "toy.pt"
     broken = stage(crash_after=crash_after)
     with pytest.raises(Crash):
-        run(broken, path)
+        run(broken, path, schedule)
     # Epochs that were over were validated before; the resumed run is asked for the rest.
     resumed = stage(figures=(3.0, 2.0, 1.0)[crash_after // 7 :])
-    assert run(resumed, path).history == course.history
+    assert run(resumed, path, schedule).history == course.history
     assert weights(resumed) == weights(whole)
 
 
@@ -114,6 +116,14 @@ def test_the_best_epoch_is_kept_and_patience_ends() -> None:
     course = run(patient, schedule=Schedule(epochs=5, learning_rate=0.05, patience=2))
     assert [figures["error"] for figures in course.history] == [2.0, 1.0, 1.5, 1.2]
     assert course.best_epoch == 1
+
+
+def test_averaged_weights_are_kept_not_trained_on() -> None:
+    """The average follows the training without taking part in it: same losses, other weights at the end."""
+    plain, averaged = stage(), stage()
+    courses = run(plain), run(averaged, schedule=AVERAGED)
+    assert courses[0].history == courses[1].history
+    assert weights(plain) != weights(averaged)
 
 
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
