@@ -106,7 +106,8 @@ class Server:
                 ("grpc.max_receive_message_length", self._settings.message_bytes_max),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 60_000),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # A balancer may ask every second whether this replica hangs.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
             ],
         )
         runtime = Runtime(self._catalogue, self._sequences, self._clock, self._drain, self.metrics)

@@ -49,6 +49,9 @@ def to_error(rpc_error: grpc.RpcError) -> errors.StatestreamError:
     if not isinstance(rpc_error, grpc.aio.AioRpcError):
         return errors.StatestreamError(str(rpc_error), reason="UNKNOWN", code=grpc.StatusCode.UNKNOWN)
     code = rpc_error.code()
+    if code is grpc.StatusCode.INTERNAL and "RST_STREAM" in (rpc_error.details() or ""):
+        # So gRPC tells that a proxy lost the server after the reply had begun; no server has said this.
+        code = grpc.StatusCode.UNAVAILABLE
     status = _rich_status(rpc_error)
     info = _detail(status, ErrorInfo)
     violations = _detail(status, BadRequest).field_violations

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+# Builds of ONNX Runtime may report their use to Microsoft; a server of other people's data must not.
+cast("Any", ort).disable_telemetry_events()
+
+
 class OnnxModel:
     """One ONNX graph, ready to run from any thread. Weights stay constant initialisers and are pre-packed once."""
 

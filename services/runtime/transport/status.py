@@ -38,9 +38,14 @@ CODES: dict[type[errors.StatestreamError], int] = {
 """gRPC code of every error a client can be told; a test holds that none is missing."""
 
 
+def _code(error: errors.StatestreamError) -> int:
+    """That of its class, or of the nearest class above it: a room may raise a class of its own below one of these."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+
+
 def code_name(error: errors.StatestreamError) -> str:
     """Name of the gRPC code, for example `NOT_FOUND`."""
-    return code_pb2.Code.Name(CODES[type(error)])
+    return code_pb2.Code.Name(_code(error))
 
 
 def to_status(error: errors.StatestreamError) -> grpc.Status:
@@ -56,7 +61,7 @@ def to_status(error: errors.StatestreamError) -> grpc.Status:
         delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return rpc_status.to_status(
-        status_pb2.Status(code=CODES[type(error)], message=error.message, details=[_packed(d) for d in details])
+        status_pb2.Status(code=_code(error), message=error.message, details=[_packed(d) for d in details])
     )
 
 

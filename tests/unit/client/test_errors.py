@@ -105,6 +105,15 @@ def test_a_status_without_details_is_told_by_its_code(
     assert (error.reason, error.code, error.retry_delay_s, error.field) == (reason, code, None, None)
 
 
+def test_a_stream_that_a_proxy_reset_can_be_repeated() -> None:
+    """A balancer that loses its server in mid-reply resets the stream, and gRPC calls that INTERNAL: it is a break."""
+    reset = aio.AioRpcError(
+        StatusCode.INTERNAL, aio.Metadata(), aio.Metadata(), "Stream removed (RST_STREAM received, error code 2)"
+    )
+    assert type(to_error(reset)) is errors.Unavailable
+    assert to_error(reset).code is StatusCode.UNAVAILABLE
+
+
 def test_a_reason_newer_than_this_client_is_kept() -> None:
     """An unknown reason is not lost; the class is that of its code."""
     error = to_error(rpc_error(StatusCode.UNAVAILABLE, ErrorInfo(reason="MOON_TOO_FULL")))

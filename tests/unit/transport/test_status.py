@@ -47,6 +47,16 @@ def test_every_reason_stands_in_the_tree() -> None:
         assert kind.__name__ in errors.__doc__
 
 
+def test_a_class_below_one_of_the_tree_has_its_code() -> None:
+    """A room may narrow an error; clients are told what they know."""
+
+    class Narrower(errors.StoreUnavailable):
+        pass
+
+    assert code_name(Narrower("x")) == "UNAVAILABLE"
+    assert to_status(Narrower("x")).code.name == "UNAVAILABLE"
+
+
 @pytest.mark.parametrize("kind", CONCRETE)
 def test_the_status_names_its_reason(kind: type[errors.StatestreamError]) -> None:
     """Code, message and ErrorInfo come through."""
