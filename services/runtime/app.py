@@ -185,6 +185,7 @@ class Server:
             cells_max=settings.batch_cells_max,
             queue_max=settings.queue_max,
             delay_s_max=settings.batch_delay_ms_max / 1000,
+            inline_s_max=settings.inline_run_us_max / 1e6,
         )
         manifest = artefact.manifest
         executor = ThreadPoolExecutor(settings.run_threads, thread_name_prefix=f"run-{manifest.name}")

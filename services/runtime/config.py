@@ -60,6 +60,11 @@ class Settings(BaseSettings):
     batch_cells_max: PositiveInt = Field(default=4096, description="Timesteps times sequences in one run")
     batch_delay_ms_max: float = Field(default=0.0, ge=0, le=1000, description="Longest wait for batch-mates; 0: none")
     queue_max: PositiveInt = Field(default=1024, description="Steps that may wait for a run, per model")
+    inline_run_us_max: float = Field(
+        default=1000.0,
+        ge=0,
+        description="Runs expected to be shorter, in microseconds, take no thread; 0: all take one",
+    )
     run_threads: PositiveInt = Field(default=1, description="Runs of one model at the same time")
     intra_op_threads: PositiveInt = Field(default=1, description="Threads of ONNX Runtime inside one run")
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from models.common.manifest import Manifest
     from services.runtime.core.clock import Clock
 
+SMOOTHING = 0.1
+"""Weight of the latest run in how long the next one of its size is expected to take."""
+
 HEALTH_EVERY = 256
 """Runs between two looks at the states; a look costs about as much as stacking them."""
 
@@ -57,10 +60,11 @@ class BatchEvents(Protocol):
 
 
 class _Outcome(NamedTuple):
-    """What a worker thread hands back: a result or failure a row, and now and then a look at the states."""
+    """What a run gives: a result or failure a row, now and then a look at the states, and how long it took."""
 
     results: list[Result | ModelFailure]
     health: list[StateHealth]
+    run_s: float
 
 
 class Batcher:
@@ -68,7 +72,8 @@ class Batcher:
 
     A caller that is cancelled leaves the queue, or its result is dropped; its batch-mates notice nothing. When a run
     fails, its steps are run again one by one, so that only the culprit fails. At most `threads` runs are in the
-    executor at a time.
+    executor at a time; a run that is expected to take less than `limits.inline_s_max` is not handed over at all, since
+    the hand-over would cost more than it spares the event loop.
     """
 
     def __init__(
@@ -90,6 +95,9 @@ class Batcher:
         self._idle_threads = threads
         self._executor = executor
         self._wake_up: asyncio.Handle | None = None
+        self._limits = limits
+        self._expected_s: dict[int, float] = {}  # by size of the run: some twenty of them
+        self._delayed = False
         self._runs = 0
         self._closed = False
 
@@ -124,49 +132,65 @@ class Batcher:
         self._executor.shutdown(wait=False)
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._wake_up is None and self._idle_threads:
-            self._wake_up = loop.call_soon(self._launch, loop)
+        if not self._idle_threads:
+            return
+        if self._wake_up is not None:
+            if not (self._delayed and self._scheduler.full):
+                return
+            self._wake_up.cancel()  # it would wait for batch-mates that no longer fit
+        self._delayed = False
+        self._wake_up = loop.call_soon(self._launch, loop)
 
     def _launch(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wake_up = None
-        while self._idle_threads:
-            due, now = self._scheduler.due_at(), self._clock.monotonic()
-            if due is None:
-                return
-            if due > now:
-                self._wake_up = loop.call_later(due - now, self._launch, loop)
-                return
-            batch = self._scheduler.next_batch(now)
-            for entry in batch.expired:
-                _fail(entry, DeadlineExpired("the deadline passed before the step was run"))
-            if batch.entries:
-                self._start(loop, batch, now)
+        due, now = self._scheduler.due_at(), self._clock.monotonic()
+        if due is None:
+            return
+        if due > now:
+            self._delayed = True
+            self._wake_up = loop.call_later(due - now, self._launch, loop)
+            return
+        batch = self._scheduler.next_batch(now)
+        for entry in batch.expired:
+            _fail(entry, DeadlineExpired("the deadline passed before the step was run"))
+        if batch.entries:
+            self._start(loop, batch, now)
+        if len(self._scheduler):
+            self._wake(loop)  # in the next turn, so that other work of the loop has its own
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: Batch[Payload], now: float) -> None:
-        self._idle_threads -= 1
         rows = [entry.payload[0] for entry in batch.entries]
+        look = self._runs % HEALTH_EVERY == 0
+        self._runs += 1
+        if self._expected_s.get(_size(rows), float("inf")) < self._limits.inline_s_max:
+            self._settle(batch, now, self._run(rows, look=look))
+            return
+        self._idle_threads -= 1
 
         def hand_back(done: Future[_Outcome]) -> None:
             # The loop is gone when a server is torn down with a run in progress; then nobody waits for the result.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._finish, loop, batch, now, done)
 
-        look = self._runs % HEALTH_EVERY == 0
-        self._runs += 1
         self._executor.submit(self._run, rows, look=look).add_done_callback(hand_back)
 
     def _run(self, rows: list[Row], *, look: bool = False) -> _Outcome:
-        """In a worker thread: all rows together, or one by one if that fails."""
+        """Usually in a worker thread: all rows together, or one by one if that fails."""
+        began = self._clock.monotonic()
+        results: list[Result | ModelFailure]
         try:
-            return self._run_together(rows, look=look)
+            results, health = self._run_together(rows, look=look)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
+            health = []
             if len(rows) == 1:
                 failure = ModelFailure("the run of the model failed")
                 failure.__cause__ = error
-                return _Outcome([failure], [])
-        return _Outcome([result for row in rows for result in self._run([row]).results], [])
+                results = [failure]
+            else:
+                results = [result for row in rows for result in self._run([row]).results]
+        return _Outcome(results, health, self._clock.monotonic() - began)
 
-    def _run_together(self, rows: list[Row], *, look: bool) -> _Outcome:
+    def _run_together(self, rows: list[Row], *, look: bool) -> tuple[list[Result | ModelFailure], list[StateHealth]]:
         arrays = self._model.run(self._names, stack(rows, self._manifest))
         finite = finite_rows(arrays, self._manifest, len(rows))
         results: list[Result | ModelFailure] = list(unstack(arrays, rows, self._manifest))
@@ -174,7 +198,7 @@ class Batcher:
             for n in range(len(rows)):
                 if not finite[n]:
                     results[n] = ModelFailure("the step gave a state that is not finite")
-        return _Outcome(results, state_health(arrays, self._manifest) if look else [])
+        return results, state_health(arrays, self._manifest) if look else []
 
     def _finish(
         self,
@@ -185,7 +209,12 @@ class Batcher:
     ) -> None:
         self._idle_threads += 1
         self._wake(loop)
-        outcome = done.result()
+        self._settle(batch, started, done.result())
+
+    def _settle(self, batch: Batch[Payload], started: float, outcome: _Outcome) -> None:
+        size = _size([entry.payload[0] for entry in batch.entries])
+        known = self._expected_s.get(size, outcome.run_s)
+        self._expected_s[size] = known + SMOOTHING * (outcome.run_s - known)
         for entry, result in zip(batch.entries, outcome.results, strict=True):
             future = entry.payload[1]
             if future.done():  # its caller has gone
@@ -196,10 +225,15 @@ class Batcher:
                 future.set_result(result)
         name = self._manifest.name
         queue_s = [started - entry.admitted for entry in batch.entries]
-        self._events.batch_ran(name, len(batch.entries), queue_s, self._clock.monotonic() - started)
+        self._events.batch_ran(name, len(batch.entries), queue_s, outcome.run_s)
         self._events.queue_length(name, len(self._scheduler))
         if outcome.health:
             self._events.states_sampled(name, outcome.health)
+
+
+def _size(rows: list[Row]) -> int:
+    """Runs of about the same size share one expectation: the power of two above timesteps x sequences."""
+    return (max(row.timesteps for row in rows) * len(rows)).bit_length()
 
 
 def _fail(entry: Entry[Payload], error: Exception) -> None:

@@ -24,6 +24,7 @@ class BatchLimits:
         delay_s_max: longest wait of a step for batch-mates; 0 lets an idle model run at once.
         padding_max: timesteps by which a row may be padded (or by its own length, if that is more), so that a short
             chunk is not held up by a long one.
+        inline_s_max: runs expected to take less are run by the event loop itself; 0 hands all to a thread.
     """
 
     batch_size_max: int = 64
@@ -31,6 +32,7 @@ class BatchLimits:
     queue_max: int = 1024
     delay_s_max: float = 0.0
     padding_max: int = 16
+    inline_s_max: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +64,11 @@ class Scheduler(Generic[T]):
         """Steps that wait."""
         return len(self._queue)
 
+    @property
+    def full(self) -> bool:
+        """True if waiting longer cannot make the next run larger."""
+        return len(self._queue) >= self._limits.batch_size_max
+
     def admit(self, entry: Entry[T], now: float) -> None:
         """Lets a step wait.
 
@@ -82,7 +89,7 @@ class Scheduler(Generic[T]):
         """When the next run may start; None while nobody waits."""
         if not self._queue:
             return None
-        if len(self._queue) >= self._limits.batch_size_max:
+        if self.full:
             return self._queue[0].admitted
         return self._queue[0].admitted + self._limits.delay_s_max
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -170,6 +170,42 @@ async def test_states_are_looked_at_now_and_then() -> None:
     ((model, (look,)),) = seen
     assert (model, look.state, look.saturated) == ("toy", "s", 0.5)
     assert look.rms == pytest.approx(5**0.5)
+
+
+async def test_a_short_run_is_not_handed_over() -> None:
+    """Once runs of a size are known to be short the loop does them itself; when they get long they go to a thread."""
+    bench = Bench(BatchLimits(inline_s_max=0.001))
+    run, takes_s = bench.model.run, 0.0
+
+    def timed(*arguments: Any) -> Any:
+        bench.clock.advance(takes_s)
+        return run(*arguments)
+
+    bench.model.run = timed  # type: ignore[method-assign]
+    unknown = bench.ask(1)
+    await turns()
+    assert bench.executor.held == 1, "nothing is known yet of runs of this size"
+    bench.executor.release()
+    assert total(await unknown) == 1
+    takes_s = 0.02
+    assert total(await bench.ask(2)) == 2
+    grown = bench.ask(3)
+    await turns()
+    assert bench.executor.held == 1, "the run before took twenty times the bound"
+    bench.executor.release()
+    assert total(await grown) == 3
+
+
+async def test_a_full_batch_does_not_wait_for_its_delay() -> None:
+    """The delay is for batch-mates: once no more fit, the run starts."""
+    bench = Bench(BatchLimits(batch_size_max=2, delay_s_max=3600))
+    first = bench.ask(1)
+    await turns()
+    assert bench.executor.held == 0
+    second = bench.ask(2)
+    await turns()
+    bench.executor.release()
+    assert [total(await first), total(await second)] == [1, 2]
 
 
 async def test_a_closed_batcher_refuses() -> None:
