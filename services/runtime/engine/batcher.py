@@ -162,15 +162,16 @@ class Batcher:
         rows = [entry.payload[0] for entry in batch.entries]
         look = self._runs % HEALTH_EVERY == 0
         self._runs += 1
-        if self._expected_s.get(_size(rows), float("inf")) < self._limits.inline_s_max:
-            self._settle(batch, now, self._run(rows, look=look))
+        size = _size(rows)
+        if self._expected_s.get(size, float("inf")) < self._limits.inline_s_max:
+            self._settle(batch, now, size, self._run(rows, look=look))
             return
         self._idle_threads -= 1
 
         def hand_back(done: Future[_Outcome]) -> None:
             # The loop is gone when a server is torn down with a run in progress; then nobody waits for the result.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._finish, loop, batch, now, done)
+                loop.call_soon_threadsafe(self._finish, loop, batch, now, size, done)
 
         self._executor.submit(self._run, rows, look=look).add_done_callback(hand_back)
 
@@ -205,14 +206,14 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         batch: Batch[Payload],
         started: float,
+        size: int,
         done: Future[_Outcome],
     ) -> None:
         self._idle_threads += 1
         self._wake(loop)
-        self._settle(batch, started, done.result())
+        self._settle(batch, started, size, done.result())
 
-    def _settle(self, batch: Batch[Payload], started: float, outcome: _Outcome) -> None:
-        size = _size([entry.payload[0] for entry in batch.entries])
+    def _settle(self, batch: Batch[Payload], started: float, size: int, outcome: _Outcome) -> None:
         known = self._expected_s.get(size, outcome.run_s)
         self._expected_s[size] = known + SMOOTHING * (outcome.run_s - known)
         for entry, result in zip(batch.entries, outcome.results, strict=True):

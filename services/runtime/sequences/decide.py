@@ -81,7 +81,7 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
     if request.start:
         return _start(found, request, new_epoch)
     if not isinstance(found, Stored):
-        raise _absent(found)
+        raise absent(found)
     record = found.record
     expected = record.position.step
     if request.step is not None and request.step < expected:
@@ -95,7 +95,8 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
     return Run(record.position, record.position, record)
 
 
-def _absent(why: Absence) -> SequenceEvicted | SequenceNotFound:
+def absent(why: Absence) -> SequenceEvicted | SequenceNotFound:
+    """The error for a sequence that a store does not have."""
     if why is Absence.EVICTED:
         return SequenceEvicted("dropped to make room in the memory store")
     return SequenceNotFound("no such sequence; start it first")

@@ -131,7 +131,7 @@ class Sequences:
         self._clock = clock
         self._events = events
         self._any_local = False
-        self._terms_of: dict[ModelId, Terms] = {}  # bounded by the model versions there ever were
+        self._terms_of: dict[ModelId, Terms] = {}  # bounded by the model versions served
         self._lanes: dict[SequenceName, _Lane] = {}  # bounded by the requests in progress
 
     async def step(self, name: SequenceName, request: StepRequest, fold: Fold) -> bytes:
@@ -177,11 +177,7 @@ class Sequences:
             # A new epoch, so that no replica that still has the live record at hand can commit over the end.
             after = record.position._replace(epoch=max(self._new_epoch(), record.position.epoch + 1))
             ended = Record(after, record.model, record.durability, None, record.replies)
-            self._cache.drop(name)
-            if (
-                await self._store_of(record.durability).commit(name, record.position, ended, self._terms(record))
-                is None
-            ):
+            if await self._commit(name, record.position, ended) is None:
                 self._events.sequence_ended(name.model)
                 return await self.describe(name)
         raise StepConflict("the sequence moves on too fast to be ended; try again")
@@ -282,16 +278,14 @@ class Sequences:
     def _terms(self, record: Record) -> Terms:
         terms = self._terms_of.get(record.model)
         if terms is None:
-            terms = self._terms_of[record.model] = self._make_terms(record.model)
+            retention = self._policy.retention_ms
+            try:
+                defaults = self._catalogue.pinned(record.model).manifest.sequence
+            except ModelVersionGone:  # its sequences can still be ended
+                return Terms(retention, retention, retention)
+            terms = Terms(int(defaults.idle_timeout_s * 1000), int(defaults.lifetime_s * 1000), retention)
+            self._terms_of[record.model] = terms
         return terms
-
-    def _make_terms(self, model_id: ModelId) -> Terms:
-        retention = self._policy.retention_ms
-        try:
-            defaults = self._catalogue.pinned(model_id).manifest.sequence
-        except ModelVersionGone:  # its sequences can still be ended
-            return Terms(retention, retention, retention)
-        return Terms(int(defaults.idle_timeout_s * 1000), int(defaults.lifetime_s * 1000), retention)
 
     def _store_of(self, durability: Durability) -> StateStore:
         return self._local if durability is Durability.NONE else self._store

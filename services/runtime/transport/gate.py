@@ -61,15 +61,16 @@ class Gate(grpc.aio.ServerInterceptor):
         self._free = {"call": calls_max, "stream": streams_max}
         self._events = events
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # one entry a method
-        self._closed: StatestreamError | None = NotReady("models are being loaded")
+        # Made anew for each call: an exception that is raised again keeps the traceback of every raise before.
+        self._refusal: Callable[[], StatestreamError] | None = lambda: NotReady("models are being loaded")
 
     def open(self) -> None:
         """Lets calls in: the models are warm."""
-        self._closed = None
+        self._refusal = None
 
     def drain(self) -> None:
         """Lets no further call in: this replica stops."""
-        self._closed = Draining("this replica is stopping")
+        self._refusal = lambda: Draining("this replica is stopping")
 
     async def intercept_service(
         self,
@@ -137,8 +138,8 @@ class Gate(grpc.aio.ServerInterceptor):
             Draining: this replica stops.
             CapacityExceeded: too many calls of the kind are in progress.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self._refusal is not None:
+            raise self._refusal()
         if not self._free[kind]:
             raise CapacityExceeded(f"too many {kind}s at once", retry_delay_s=1.0)
         self._free[kind] -= 1

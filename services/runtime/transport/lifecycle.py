@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from google.protobuf import timestamp_pb2
 from statestream.common.v1 import lifecycle_pb2, lifecycle_service_pb2, lifecycle_service_pb2_grpc, sequence_pb2
 
-from services.runtime.core.errors import SequenceEvicted, SequenceExpired, SequenceNotFound
+from services.runtime.core.errors import SequenceExpired
 from services.runtime.core.ids import DEFAULT_TENANT, SequenceName, checked_name
+from services.runtime.sequences.decide import absent
 from services.runtime.state.types import Absence, Stored
 from services.runtime.transport.header import model_version
 
@@ -56,10 +57,8 @@ def _name(model: str, sequence_id: str) -> SequenceName:
 
 
 def _described(name: SequenceName, found: Stored | Absence) -> lifecycle_pb2.Sequence:
-    if found is Absence.EVICTED:
-        raise SequenceEvicted("dropped to make room in the memory store")
     if not isinstance(found, Stored):
-        raise SequenceNotFound("no such sequence")
+        raise absent(found)
     if found.expired and not found.record.ended:
         raise SequenceExpired("idle or alive for too long")
     expire_time = timestamp_pb2.Timestamp()
