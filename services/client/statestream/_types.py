@@ -24,6 +24,8 @@ class Durability(enum.IntEnum):
     """Committed to the store: any replica can take the next step."""
     NONE = sequence_pb2.DURABILITY_NONE
     """Kept in the memory of one replica, and lost with it."""
+    CHECKPOINT = sequence_pb2.DURABILITY_CHECKPOINT
+    """Committed every few steps; what is not yet committed the client keeps, and sends again after a break."""
 
 
 class SequenceStatus(enum.StrEnum):

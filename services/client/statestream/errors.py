@@ -8,11 +8,14 @@ StatestreamError
 │   ├── SequenceExpired         SEQUENCE_EXPIRED        idle or alive too long: start again
 │   ├── SequenceEvicted         SEQUENCE_EVICTED        pushed out of a full memory store: start again
 │   ├── SequenceEnded           SEQUENCE_ENDED          start again, or use another id
+│   ├── SequenceExists          SEQUENCE_EXISTS         a fork or import takes no live name: use another id
+│   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND    nothing is kept at that step: choose one that is
 │   ├── StepOutOfOrder          STEP_OUT_OF_ORDER       go on from the step `expected`
 │   ├── StepContentMismatch     STEP_CONTENT_MISMATCH   somebody else took this step: look where it stands
 │   ├── StepConflict            STEP_CONFLICT           as above, and several attempts were in vain
 │   ├── ModelVersionGone        MODEL_VERSION_GONE      start again, on a version that is served
 │   └── StateCorrupt            STATE_CORRUPT           start again, and tell whoever runs the server
+├── SnapshotsDisabled           SNAPSHOTS_DISABLED      the server has no key to sign snapshots with
 ├── CapacityExceeded            CAPACITY                a bound of the server is reached: come back later
 ├── DeadlineExceeded            DEADLINE_EXPIRED        `timeout_s` has passed; the same call again is safe
 ├── CallCancelled               CANCELLED               the server or a proxy has cancelled the call
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallCancelled",
     "CapacityExceeded",
+    "CheckpointNotFound",
     "DeadlineExceeded",
     "Draining",
     "InvalidInput",
@@ -46,8 +50,10 @@ __all__ = [
     "SequenceEnded",
     "SequenceError",
     "SequenceEvicted",
+    "SequenceExists",
     "SequenceExpired",
     "SequenceNotFound",
+    "SnapshotsDisabled",
     "StateCorrupt",
     "StatestreamError",
     "StepConflict",
@@ -143,6 +149,24 @@ class SequenceEnded(SequenceError):
     default_reason = "SEQUENCE_ENDED"
 
 
+class SequenceExists(SequenceError):
+    """A sequence of that name is live, and a fork or an import does not replace it."""
+
+    default_reason = "SEQUENCE_EXISTS"
+    default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class CheckpointNotFound(SequenceError):
+    """No checkpoint of the sequence is kept at the step asked for."""
+
+    default_reason = "CHECKPOINT_NOT_FOUND"
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The steps at which checkpoints are kept."""
+        return tuple(int(step) for step in self.metadata.get("checkpoint_steps", "").split(",") if step.isdecimal())
+
+
 class StepOutOfOrder(SequenceError):
     """The step is not the next one of the sequence."""
 
@@ -179,6 +203,13 @@ class StateCorrupt(SequenceError):
 
     default_reason = "STATE_CORRUPT"
     default_code = grpc.StatusCode.DATA_LOSS
+
+
+class SnapshotsDisabled(StatestreamError):
+    """The server has no key to sign snapshots with, so it neither exports nor imports."""
+
+    default_reason = "SNAPSHOTS_DISABLED"
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class CapacityExceeded(StatestreamError):

@@ -8,11 +8,14 @@ StatestreamError
 │   ├── SequenceExpired         SEQUENCE_EXPIRED        idle or alive too long: start again
 │   ├── SequenceEvicted         SEQUENCE_EVICTED        pushed out of a full memory store: start again
 │   ├── SequenceEnded           SEQUENCE_ENDED          start again, or use another id
+│   ├── SequenceExists          SEQUENCE_EXISTS         a fork or import takes no live name: use another id
+│   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND    nothing is kept at that step: choose one that is
 │   ├── StepOutOfOrder          STEP_OUT_OF_ORDER       go on from the step it expects
 │   ├── StepContentMismatch     STEP_CONTENT_MISMATCH   the step was applied with other content
 │   ├── StepConflict            STEP_CONFLICT           somebody else took the step: look where it stands
 │   ├── ModelVersionGone        MODEL_VERSION_GONE      its model version is no longer served: start again
 │   └── StateCorrupt            STATE_CORRUPT           the record is damaged: start again, raise an alarm
+├── SnapshotsDisabled           SNAPSHOTS_DISABLED      no key is configured to sign snapshots with
 ├── CapacityExceeded            CAPACITY                over a bound: back off
 ├── DeadlineExpired             DEADLINE_EXPIRED        not run, nothing committed: a retry is safe
 ├── Unavailable
@@ -99,6 +102,21 @@ class SequenceEnded(SequenceError):
     reason = "SEQUENCE_ENDED"
 
 
+class SequenceExists(SequenceError):
+    """A sequence of that name is live, and is not to be replaced by this call."""
+
+    reason = "SEQUENCE_EXISTS"
+
+
+class CheckpointNotFound(SequenceError):
+    """No record of the sequence is kept at the step asked for."""
+
+    reason = "CHECKPOINT_NOT_FOUND"
+
+    def __init__(self, message: str, *, kept: tuple[int, ...] = ()) -> None:
+        super().__init__(message, metadata={"checkpoint_steps": ",".join(map(str, kept))})
+
+
 class StepOutOfOrder(SequenceError):
     """The step is not the next one and its reply is no longer kept."""
 
@@ -116,7 +134,7 @@ class StepContentMismatch(SequenceError):
 
 
 class StepConflict(SequenceError):
-    """Another client took this step while it ran here."""
+    """Another client took this step while it ran here, or has taken up the sequence since."""
 
     reason = "STEP_CONFLICT"
 
@@ -131,6 +149,12 @@ class StateCorrupt(SequenceError):
     """The stored record fails its checksum, signature or format; it is never fed to a model."""
 
     reason = "STATE_CORRUPT"
+
+
+class SnapshotsDisabled(StatestreamError):
+    """Sequences can be neither exported nor imported: no key is configured to sign snapshots with."""
+
+    reason = "SNAPSHOTS_DISABLED"
 
 
 class CapacityExceeded(StatestreamError):

@@ -15,6 +15,13 @@ class Conflict(NamedTuple):
     found: Stored | Absence
 
 
+class Page(NamedTuple):
+    """Some of the names in a store; `cursor` asks for those that follow, None: there are no more."""
+
+    names: tuple[SequenceName, ...]
+    cursor: str | None
+
+
 class StateStore(Protocol):
     """Keeps records; every implementation passes the same kit, `tests/contract/store_kit.py`.
 
@@ -32,16 +39,47 @@ class StateStore(Protocol):
         ...
 
     async def commit(
-        self, name: SequenceName, expected: Position | None, record: Record, terms: Terms
+        self,
+        name: SequenceName,
+        expected: Position | None,
+        record: Record,
+        terms: Terms,
+        *,
+        continues: bool = False,
+        keep: int = 0,
     ) -> Conflict | None:
         """Puts `record` in place of the one at `expected`, atomically; None if it was put.
 
-        `expected` None demands that nothing is there. An expired record conflicts unless `record` begins a new epoch
-        (`record.position.epoch` differs from `expected.epoch`). The lifetime counts from the commit that began the
-        epoch. Once a commit has been sent it may take effect even if its caller is cancelled; the next load tells.
+        `expected` None demands that nothing is there. A record of a new epoch (`record.position.epoch` differs from
+        `expected.epoch`) begins anew, unless it `continues`: an expired record conflicts, except with one that begins
+        anew; the lifetime counts from the commit that began. Once a commit has been sent it may take effect even if its
+        caller is cancelled; the next load tells.
+
+        With `keep` the record that is replaced becomes a checkpoint, and of those the `keep` youngest stay; without it
+        they stay as they are. All are dropped by a record that begins anew or has ended; by one that goes back, those
+        at or after its own step.
 
         Raises:
             CapacityExceeded: a new sequence does not fit within the store's bounds.
+        """
+        ...
+
+    async def load_checkpoint(self, name: SequenceName, step: int) -> Stored | Absence:
+        """The checkpoint of `name` at `step`; its `checkpoints` are empty, its times those of the sequence.
+
+        Raises:
+            StateCorrupt: damaged.
+        """
+        ...
+
+    async def names(self, tenant: str, model: str, *, cursor: str | None = None, count: int = 100) -> Page:
+        """Names of sequences of `tenant` and `model`, about `count` of them; `cursor` is that of the page before.
+
+        Every name that is there from the first page to the last is given at least once. A page may be empty and yet
+        not be the last. Ended and expired sequences are among them.
+
+        Raises:
+            InvalidInput: `cursor` is not one of this store's.
         """
         ...
 

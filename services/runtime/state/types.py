@@ -18,10 +18,15 @@ class Durability(IntEnum):
 
     STEP = 1
     NONE = 2
+    CHECKPOINT = 3
 
 
 class Position(NamedTuple):
-    """Where a sequence stands: commits compare and set it. `step` is the number it takes next."""
+    """Where a sequence stands: commits compare and set it. `step` is the number it takes next.
+
+    `epoch` grows with every start, whenever the sequence is resumed, and when it is rewound or ended from outside: who
+    still works in an older one can commit nothing more.
+    """
 
     epoch: int
     step: int
@@ -39,7 +44,10 @@ class Carry(NamedTuple):
 
 
 class StoredReply(NamedTuple):
-    """The reply to an applied step, kept for retries. `digest` is that of the request's content."""
+    """The reply to an applied step, kept for retries. `digest` is that of the request's content.
+
+    `reply` is empty where only the digest is kept.
+    """
 
     step: int
     digest: bytes
@@ -50,7 +58,9 @@ class StoredReply(NamedTuple):
 class Record:
     """One sequence as a store keeps it.
 
-    `carry` is None once the sequence has ended. `replies` are the most recent ones, oldest first.
+    `carry` is None once the sequence has ended. `replies` are the most recent ones, oldest first. `history` stands for
+    the content of all steps so far, 16 bytes; empty where it is not known. `previous` is the carry before the latest
+    step where the reply to that step is too large to keep: it can be computed again.
     """
 
     position: Position
@@ -58,6 +68,8 @@ class Record:
     durability: Durability
     carry: Carry | None
     replies: tuple[StoredReply, ...]
+    history: bytes = b""
+    previous: Carry | None = None
 
     @property
     def ended(self) -> bool:
@@ -80,13 +92,17 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A record as found in a store. An `expired` one may be told of, not continued."""
+    """A record as found in a store. An `expired` one may be told of, not continued.
+
+    `checkpoints` are the steps at which earlier records of the sequence are kept, ascending.
+    """
 
     record: Record
     expires_at: float
     """Seconds since 1970, by the store's clock."""
     size_bytes: int
     expired: bool
+    checkpoints: tuple[int, ...] = ()
 
 
 class Absence(IntEnum):

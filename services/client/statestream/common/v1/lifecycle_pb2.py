@@ -27,15 +27,15 @@ from statestream.common.v1 import model_pb2 as statestream_dot_common_dot_v1_dot
 from statestream.common.v1 import sequence_pb2 as statestream_dot_common_dot_v1_dot_sequence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%statestream/common/v1/lifecycle.proto\x12\x15statestream.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!statestream/common/v1/model.proto\x1a$statestream/common/v1/sequence.proto\"\xa9\x02\n\x08Sequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x35\n\x06status\x18\x02 \x01(\x0e\x32%.statestream.common.v1.SequenceStatus\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x11\n\tnext_step\x18\x04 \x01(\x04\x12\x35\n\ndurability\x18\x05 \x01(\x0e\x32!.statestream.common.v1.Durability\x12\x32\n\x05model\x18\x06 \x01(\x0b\x32#.statestream.common.v1.ModelVersion\x12\x13\n\x0bstate_bytes\x18\x07 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*f\n\x0eSequenceStatus\x12\x1f\n\x1bSEQUENCE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14SEQUENCE_STATUS_LIVE\x10\x01\x12\x19\n\x15SEQUENCE_STATUS_ENDED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%statestream/common/v1/lifecycle.proto\x12\x15statestream.common.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!statestream/common/v1/model.proto\x1a$statestream/common/v1/sequence.proto\"\xdb\x02\n\x08Sequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x35\n\x06status\x18\x02 \x01(\x0e\x32%.statestream.common.v1.SequenceStatus\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x11\n\tnext_step\x18\x04 \x01(\x04\x12\x35\n\ndurability\x18\x05 \x01(\x0e\x32!.statestream.common.v1.Durability\x12\x32\n\x05model\x18\x06 \x01(\x0b\x32#.statestream.common.v1.ModelVersion\x12\x13\n\x0bstate_bytes\x18\x07 \x01(\x04\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10\x63heckpoint_steps\x18\t \x03(\x04\x12\x16\n\x0ehistory_digest\x18\n \x01(\x0c*f\n\x0eSequenceStatus\x12\x1f\n\x1bSEQUENCE_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14SEQUENCE_STATUS_LIVE\x10\x01\x12\x19\n\x15SEQUENCE_STATUS_ENDED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statestream.common.v1.lifecycle_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SEQUENCESTATUS']._serialized_start=470
-  _globals['_SEQUENCESTATUS']._serialized_end=572
+  _globals['_SEQUENCESTATUS']._serialized_start=520
+  _globals['_SEQUENCESTATUS']._serialized_end=622
   _globals['_SEQUENCE']._serialized_start=171
-  _globals['_SEQUENCE']._serialized_end=468
+  _globals['_SEQUENCE']._serialized_end=518
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,11 @@
 isort:skip_file
 What a client can learn of a sequence without taking a step."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from statestream.common.v1 import model_pb2 as _model_pb2
 from statestream.common.v1 import sequence_pb2 as _sequence_pb2
@@ -58,18 +60,24 @@ class Sequence(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
+    HISTORY_DIGEST_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """sequence_id is the client's or the server's name of the sequence."""
     status: Global___SequenceStatus.ValueType
     """status of the sequence now."""
     epoch: _builtins.int
-    """epoch of the sequence: grows with every start on the same sequence_id, and when it is ended without a last step."""
+    """epoch of the sequence: grows with every start on the same sequence_id, whenever it is resumed, and when it
+    is ended without a last step or rewound.
+    """
     next_step: _builtins.int
-    """next_step is the number of the step that the sequence takes next."""
+    """next_step is the number of the step that the sequence takes next, as far as it is committed."""
     durability: _sequence_pb2.Durability.ValueType
     """durability chosen when the sequence started."""
     state_bytes: _builtins.int
     """state_bytes is the size of the stored record."""
+    history_digest: _builtins.bytes
+    """history_digest stands for the content of all steps before next_step, 16 bytes; empty where it is not known."""
     @_builtins.property
     def model(self) -> _model_pb2.ModelVersion:
         """model that the sequence is pinned to."""
@@ -77,6 +85,12 @@ class Sequence(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """expire_time is when the sequence is dropped unless a step comes."""
+
+    @_builtins.property
+    def checkpoint_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """checkpoint_steps are the earlier points that are kept, each as the number of the step that the sequence took next
+        there, in ascending order: it can be rewound to them and forked from them.
+        """
 
     def __init__(
         self,
@@ -89,10 +103,12 @@ class Sequence(_message.Message):
         model: _model_pb2.ModelVersion | None = ...,
         state_bytes: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        checkpoint_steps: _abc.Iterable[_builtins.int] | None = ...,
+        history_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "epoch", b"epoch", "expire_time", b"expire_time", "model", b"model", "next_step", b"next_step", "sequence_id", b"sequence_id", "state_bytes", b"state_bytes", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_steps", b"checkpoint_steps", "durability", b"durability", "epoch", b"epoch", "expire_time", b"expire_time", "history_digest", b"history_digest", "model", b"model", "next_step", b"next_step", "sequence_id", b"sequence_id", "state_bytes", b"state_bytes", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from statestream.common.v1 import lifecycle_pb2 as statestream_dot_common_dot_v1_dot_lifecycle__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-statestream/common/v1/lifecycle_service.proto\x12\x15statestream.common.v1\x1a%statestream/common/v1/lifecycle.proto\"8\n\x12GetSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\"H\n\x13GetSequenceResponse\x12\x31\n\x08sequence\x18\x01 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence\"8\n\x12\x45ndSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\"H\n\x13\x45ndSequenceResponse\x12\x31\n\x08sequence\x18\x01 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence2\xde\x01\n\x10LifecycleService\x12\x64\n\x0bGetSequence\x12).statestream.common.v1.GetSequenceRequest\x1a*.statestream.common.v1.GetSequenceResponse\x12\x64\n\x0b\x45ndSequence\x12).statestream.common.v1.EndSequenceRequest\x1a*.statestream.common.v1.EndSequenceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-statestream/common/v1/lifecycle_service.proto\x12\x15statestream.common.v1\x1a%statestream/common/v1/lifecycle.proto\"8\n\x12GetSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\"H\n\x13GetSequenceResponse\x12\x31\n\x08sequence\x18\x01 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence\"_\n\x14ListSequencesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x11\n\tlive_only\x18\x04 \x01(\x08\"d\n\x15ListSequencesResponse\x12\x32\n\tsequences\x18\x01 \x03(\x0b\x32\x1f.statestream.common.v1.Sequence\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"y\n\x13\x46orkSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\x12\x16\n\tnext_step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x10new_sequence_ids\x18\x04 \x03(\tB\x0c\n\n_next_step\"J\n\x14\x46orkSequenceResponse\x12\x32\n\tsequences\x18\x01 \x03(\x0b\x32\x1f.statestream.common.v1.Sequence\"N\n\x15RewindSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\x12\x11\n\tnext_step\x18\x03 \x01(\x04\"K\n\x16RewindSequenceResponse\x12\x31\n\x08sequence\x18\x01 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence\"a\n\x15\x45xportSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\x12\x16\n\tnext_step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_next_step\"]\n\x16\x45xportSequenceResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x31\n\x08sequence\x18\x02 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence\">\n\x15ImportSequenceRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\"K\n\x16ImportSequenceResponse\x12\x31\n\x08sequence\x18\x01 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence\"8\n\x12\x45ndSequenceRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bsequence_id\x18\x02 \x01(\t\"H\n\x13\x45ndSequenceResponse\x12\x31\n\x08sequence\x18\x01 \x01(\x0b\x32\x1f.statestream.common.v1.Sequence2\x80\x06\n\x10LifecycleService\x12\x64\n\x0bGetSequence\x12).statestream.common.v1.GetSequenceRequest\x1a*.statestream.common.v1.GetSequenceResponse\x12j\n\rListSequences\x12+.statestream.common.v1.ListSequencesRequest\x1a,.statestream.common.v1.ListSequencesResponse\x12g\n\x0c\x46orkSequence\x12*.statestream.common.v1.ForkSequenceRequest\x1a+.statestream.common.v1.ForkSequenceResponse\x12m\n\x0eRewindSequence\x12,.statestream.common.v1.RewindSequenceRequest\x1a-.statestream.common.v1.RewindSequenceResponse\x12m\n\x0e\x45xportSequence\x12,.statestream.common.v1.ExportSequenceRequest\x1a-.statestream.common.v1.ExportSequenceResponse\x12m\n\x0eImportSequence\x12,.statestream.common.v1.ImportSequenceRequest\x1a-.statestream.common.v1.ImportSequenceResponse\x12\x64\n\x0b\x45ndSequence\x12).statestream.common.v1.EndSequenceRequest\x1a*.statestream.common.v1.EndSequenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSEQUENCEREQUEST']._serialized_end=167
   _globals['_GETSEQUENCERESPONSE']._serialized_start=169
   _globals['_GETSEQUENCERESPONSE']._serialized_end=241
-  _globals['_ENDSEQUENCEREQUEST']._serialized_start=243
-  _globals['_ENDSEQUENCEREQUEST']._serialized_end=299
-  _globals['_ENDSEQUENCERESPONSE']._serialized_start=301
-  _globals['_ENDSEQUENCERESPONSE']._serialized_end=373
-  _globals['_LIFECYCLESERVICE']._serialized_start=376
-  _globals['_LIFECYCLESERVICE']._serialized_end=598
+  _globals['_LISTSEQUENCESREQUEST']._serialized_start=243
+  _globals['_LISTSEQUENCESREQUEST']._serialized_end=338
+  _globals['_LISTSEQUENCESRESPONSE']._serialized_start=340
+  _globals['_LISTSEQUENCESRESPONSE']._serialized_end=440
+  _globals['_FORKSEQUENCEREQUEST']._serialized_start=442
+  _globals['_FORKSEQUENCEREQUEST']._serialized_end=563
+  _globals['_FORKSEQUENCERESPONSE']._serialized_start=565
+  _globals['_FORKSEQUENCERESPONSE']._serialized_end=639
+  _globals['_REWINDSEQUENCEREQUEST']._serialized_start=641
+  _globals['_REWINDSEQUENCEREQUEST']._serialized_end=719
+  _globals['_REWINDSEQUENCERESPONSE']._serialized_start=721
+  _globals['_REWINDSEQUENCERESPONSE']._serialized_end=796
+  _globals['_EXPORTSEQUENCEREQUEST']._serialized_start=798
+  _globals['_EXPORTSEQUENCEREQUEST']._serialized_end=895
+  _globals['_EXPORTSEQUENCERESPONSE']._serialized_start=897
+  _globals['_EXPORTSEQUENCERESPONSE']._serialized_end=990
+  _globals['_IMPORTSEQUENCEREQUEST']._serialized_start=992
+  _globals['_IMPORTSEQUENCEREQUEST']._serialized_end=1054
+  _globals['_IMPORTSEQUENCERESPONSE']._serialized_start=1056
+  _globals['_IMPORTSEQUENCERESPONSE']._serialized_end=1131
+  _globals['_ENDSEQUENCEREQUEST']._serialized_start=1133
+  _globals['_ENDSEQUENCEREQUEST']._serialized_end=1189
+  _globals['_ENDSEQUENCERESPONSE']._serialized_start=1191
+  _globals['_ENDSEQUENCERESPONSE']._serialized_end=1263
+  _globals['_LIFECYCLESERVICE']._serialized_start=1266
+  _globals['_LIFECYCLESERVICE']._serialized_end=2034
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class LifecycleServiceStub:
-    """LifecycleService works on the caller's own sequences.
+    """LifecycleService works on the caller's own sequences. Every call can be repeated safely: where the first one took
+    effect the second answers alike.
     """
 
     def __init__(self, channel):
@@ -40,6 +41,31 @@ class LifecycleServiceStub:
                 request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.GetSequenceRequest.SerializeToString,
                 response_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.GetSequenceResponse.FromString,
                 _registered_method=True)
+        self.ListSequences = channel.unary_unary(
+                '/statestream.common.v1.LifecycleService/ListSequences',
+                request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ListSequencesRequest.SerializeToString,
+                response_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ListSequencesResponse.FromString,
+                _registered_method=True)
+        self.ForkSequence = channel.unary_unary(
+                '/statestream.common.v1.LifecycleService/ForkSequence',
+                request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ForkSequenceRequest.SerializeToString,
+                response_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ForkSequenceResponse.FromString,
+                _registered_method=True)
+        self.RewindSequence = channel.unary_unary(
+                '/statestream.common.v1.LifecycleService/RewindSequence',
+                request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.RewindSequenceRequest.SerializeToString,
+                response_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.RewindSequenceResponse.FromString,
+                _registered_method=True)
+        self.ExportSequence = channel.unary_unary(
+                '/statestream.common.v1.LifecycleService/ExportSequence',
+                request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ExportSequenceRequest.SerializeToString,
+                response_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ExportSequenceResponse.FromString,
+                _registered_method=True)
+        self.ImportSequence = channel.unary_unary(
+                '/statestream.common.v1.LifecycleService/ImportSequence',
+                request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ImportSequenceRequest.SerializeToString,
+                response_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ImportSequenceResponse.FromString,
+                _registered_method=True)
         self.EndSequence = channel.unary_unary(
                 '/statestream.common.v1.LifecycleService/EndSequence',
                 request_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.EndSequenceRequest.SerializeToString,
@@ -48,11 +74,49 @@ class LifecycleServiceStub:
 
 
 class LifecycleServiceServicer:
-    """LifecycleService works on the caller's own sequences.
+    """LifecycleService works on the caller's own sequences. Every call can be repeated safely: where the first one took
+    effect the second answers alike.
     """
 
     def GetSequence(self, request, context):
         """GetSequence tells where a sequence stands. NOT_FOUND where the store has none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSequences(self, request, context):
+        """ListSequences tells of the caller's sequences, in no order, page by page. One that is started, moved or ended
+        meanwhile may be missing or come twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSequence(self, request, context):
+        """ForkSequence makes new sequences that go on from a committed point of an existing one, which stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewindSequence(self, request, context):
+        """RewindSequence puts a live sequence back to a kept checkpoint; what came after it is dropped. Streams that are open
+        on the sequence have to take it up anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSequence(self, request, context):
+        """ExportSequence gives a signed snapshot of a sequence, which stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSequence(self, request, context):
+        """ImportSequence makes a new sequence of a snapshot: in another installation too, if it has the same key and model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -73,6 +137,31 @@ def add_LifecycleServiceServicer_to_server(servicer, server):
                     request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.GetSequenceRequest.FromString,
                     response_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.GetSequenceResponse.SerializeToString,
             ),
+            'ListSequences': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSequences,
+                    request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ListSequencesRequest.FromString,
+                    response_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ListSequencesResponse.SerializeToString,
+            ),
+            'ForkSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSequence,
+                    request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ForkSequenceRequest.FromString,
+                    response_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ForkSequenceResponse.SerializeToString,
+            ),
+            'RewindSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindSequence,
+                    request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.RewindSequenceRequest.FromString,
+                    response_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.RewindSequenceResponse.SerializeToString,
+            ),
+            'ExportSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportSequence,
+                    request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ExportSequenceRequest.FromString,
+                    response_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ExportSequenceResponse.SerializeToString,
+            ),
+            'ImportSequence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportSequence,
+                    request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ImportSequenceRequest.FromString,
+                    response_serializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ImportSequenceResponse.SerializeToString,
+            ),
             'EndSequence': grpc.unary_unary_rpc_method_handler(
                     servicer.EndSequence,
                     request_deserializer=statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.EndSequenceRequest.FromString,
@@ -87,7 +176,8 @@ def add_LifecycleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LifecycleService:
-    """LifecycleService works on the caller's own sequences.
+    """LifecycleService works on the caller's own sequences. Every call can be repeated safely: where the first one took
+    effect the second answers alike.
     """
 
     @staticmethod
@@ -107,6 +197,141 @@ class LifecycleService:
             '/statestream.common.v1.LifecycleService/GetSequence',
             statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.GetSequenceRequest.SerializeToString,
             statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.GetSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSequences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.common.v1.LifecycleService/ListSequences',
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ListSequencesRequest.SerializeToString,
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ListSequencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.common.v1.LifecycleService/ForkSequence',
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ForkSequenceRequest.SerializeToString,
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ForkSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewindSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.common.v1.LifecycleService/RewindSequence',
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.RewindSequenceRequest.SerializeToString,
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.RewindSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.common.v1.LifecycleService/ExportSequence',
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ExportSequenceRequest.SerializeToString,
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ExportSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSequence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/statestream.common.v1.LifecycleService/ImportSequence',
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ImportSequenceRequest.SerializeToString,
+            statestream_dot_common_dot_v1_dot_lifecycle__service__pb2.ImportSequenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

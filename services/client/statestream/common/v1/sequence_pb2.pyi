@@ -32,6 +32,12 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     """The reply leaves after state and reply are committed to the store: any replica can take the next step."""
     DURABILITY_NONE: _Durability.ValueType  # 2
     """The state stays in the memory of the replica that started the sequence and is lost with it."""
+    DURABILITY_CHECKPOINT: _Durability.ValueType  # 3
+    """The reply leaves at once. The first and the last step are committed before their replies, those between every few
+    steps or some tens of milliseconds, and when the stream ends or the replica drains; committed_step tells how far. A
+    client that keeps what is not committed yet, and sends it again after a break, loses nothing. A stream that continues
+    such a sequence resumes it, whether it asks for the first response or not.
+    """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """Durability says what has become of a step when its reply leaves."""
@@ -42,6 +48,12 @@ DURABILITY_STEP: Durability.ValueType  # 1
 """The reply leaves after state and reply are committed to the store: any replica can take the next step."""
 DURABILITY_NONE: Durability.ValueType  # 2
 """The state stays in the memory of the replica that started the sequence and is lost with it."""
+DURABILITY_CHECKPOINT: Durability.ValueType  # 3
+"""The reply leaves at once. The first and the last step are committed before their replies, those between every few
+steps or some tens of milliseconds, and when the stream ends or the replica drains; committed_step tells how far. A
+client that keeps what is not committed yet, and sends it again after a break, loses nothing. A stream that continues
+such a sequence resumes it, whether it asks for the first response or not.
+"""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 @_typing.final
@@ -55,6 +67,9 @@ class SequenceConfig(_message.Message):
     START_KEY_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    COMMITTED_STEP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """sequence_id is the client's name for the sequence: 1 to 128 characters, unique among the caller's sequences of this
     model. Empty: the server makes one, the sequence is started, and half-closing the stream ends it.
@@ -71,6 +86,17 @@ class SequenceConfig(_message.Message):
     """durability of the sequence; counts only where the sequence starts."""
     model_version: _builtins.str
     """model_version asks for one version of the model; counts only where the sequence starts. Empty: the newest."""
+    resume: _builtins.bool
+    """resume continues a sequence that exists and asks where it stands: the first response of the stream answers no step,
+    its header tells next_step. No stream that was open on the sequence before, here or on another replica, can then go
+    on. Only with a sequence_id, and not with start.
+    """
+    committed_step: _builtins.int
+    """committed_step is the highest committed_step that the client was told of this sequence; counts only with resume.
+    Where the store holds less, the first response says lost. Unset: the client was told of none.
+    """
+    epoch: _builtins.int
+    """epoch that came with that committed_step; counts only with it."""
     def __init__(
         self,
         *,
@@ -79,12 +105,17 @@ class SequenceConfig(_message.Message):
         start_key: _builtins.str = ...,
         durability: Global___Durability.ValueType = ...,
         model_version: _builtins.str = ...,
+        resume: _builtins.bool = ...,
+        committed_step: _builtins.int | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "model_version", b"model_version", "sequence_id", b"sequence_id", "start", b"start", "start_key", b"start_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step", "durability", b"durability", "epoch", b"epoch", "model_version", b"model_version", "resume", b"resume", "sequence_id", b"sequence_id", "start", b"start", "start_key", b"start_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__committed_step: _TypeAlias = _typing.Literal["committed_step"]  # noqa: Y015
+    _WhichOneofArgType__committed_step: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__committed_step) -> _WhichOneofReturnType__committed_step | None: ...
 
 Global___SequenceConfig: _TypeAlias = SequenceConfig  # noqa: Y015
 
@@ -131,6 +162,9 @@ class ReplyHeader(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    HISTORY_DIGEST_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """sequence_id as sent, or as made by the server."""
     step: _builtins.int
@@ -140,9 +174,24 @@ class ReplyHeader(_message.Message):
     nothing is committed (DURABILITY_NONE).
     """
     epoch: _builtins.int
-    """epoch of the sequence: grows with every start on the same sequence_id, and when it is ended without a last step."""
+    """epoch of the sequence: grows with every start on the same sequence_id, whenever it is resumed, and when it
+    is ended without a last step or rewound. What an older epoch has not committed by then is never committed.
+    """
     ended: _builtins.bool
     """ended is true on the reply to the last step; the sequence is over."""
+    next_step: _builtins.int
+    """next_step is the number of the step that the sequence takes next. Set only on the first response of a stream with
+    resume; that response answers no step: step is 0 and the task's own fields are unset.
+    """
+    lost: _builtins.bool
+    """lost is true on that first response if the store came back older than the client was told: steps from next_step on
+    have to be sent again although they had been committed.
+    """
+    history_digest: _builtins.bytes
+    """history_digest stands for the content of all steps up to this one, in their order, 16 bytes: two that are equal at
+    the same step have the same history. On the first response of a stream with resume: up to next_step - 1. Empty
+    where it is not known: the sequence was written by a release that kept none.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelVersion:
         """model that computed the reply."""
@@ -161,14 +210,22 @@ class ReplyHeader(_message.Message):
         model: _model_pb2.ModelVersion | None = ...,
         ended: _builtins.bool = ...,
         warnings: _abc.Iterable[Global___Warning] | None = ...,
+        next_step: _builtins.int | None = ...,
+        lost: _builtins.bool = ...,
+        history_digest: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "_next_step", b"_next_step", "committed_step", b"committed_step", "model", b"model", "next_step", b"next_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step", "ended", b"ended", "epoch", b"epoch", "model", b"model", "sequence_id", b"sequence_id", "step", b"step", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "_next_step", b"_next_step", "committed_step", b"committed_step", "ended", b"ended", "epoch", b"epoch", "history_digest", b"history_digest", "lost", b"lost", "model", b"model", "next_step", b"next_step", "sequence_id", b"sequence_id", "step", b"step", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__committed_step: _TypeAlias = _typing.Literal["committed_step"]  # noqa: Y015
     _WhichOneofArgType__committed_step: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step"]  # noqa: Y015
+    _WhichOneofReturnType__next_step: _TypeAlias = _typing.Literal["next_step"]  # noqa: Y015
+    _WhichOneofArgType__next_step: _TypeAlias = _typing.Literal["_next_step", b"_next_step"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__committed_step) -> _WhichOneofReturnType__committed_step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_step) -> _WhichOneofReturnType__next_step | None: ...
 
 Global___ReplyHeader: _TypeAlias = ReplyHeader  # noqa: Y015
 
