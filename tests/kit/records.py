@@ -38,12 +38,14 @@ def is_same(one: Record, other: Record) -> bool:
 
 
 def _comparable(record: Record) -> object:
-    carry = record.carry
-    kept = None
-    if carry is not None:
-        tensors = [(str(tensor.dtype), tensor.shape, tensor.tobytes()) for tensor in carry.tensors]
-        kept = (tensors, carry.task)
-    return record.position, record.model, record.durability, kept, record.replies
+    kept = [_bits(carry) for carry in (record.carry, record.previous)]
+    return record.position, record.model, record.durability, kept, record.replies, record.history
+
+
+def _bits(carry: Carry | None) -> object:
+    if carry is None:
+        return None
+    return [(str(tensor.dtype), tensor.shape, tensor.tobytes()) for tensor in carry.tensors], carry.task
 
 
 _DTYPES = ["f4", "f8", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?"]
@@ -74,6 +76,8 @@ def records(draw: st.DrawFn) -> Record:
         draw(st.sampled_from(Durability)),
         draw(st.none() | carry),
         tuple(draw(st.lists(replies, max_size=5))),
+        draw(st.just(b"") | st.binary(min_size=16, max_size=16)),
+        draw(st.none() | carry),
     )
 
 

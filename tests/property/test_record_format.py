@@ -30,6 +30,14 @@ GOLDEN_RECORD = Record(
     Carry((np.array([[1.5, -2.0, 0.25]], np.float32), np.array([True, False]), np.array(-7, np.int64)), b"\xe2\x82"),
     (StoredReply(2**53 - 1, b"digest-1", b"first"), StoredReply(2**53, b"digest-2", b"")),
 )
+# What version 2 added.
+GOLDEN_RECORD_2 = replace(
+    GOLDEN_RECORD,
+    durability=Durability.CHECKPOINT,
+    history=b"history-16-bytes",
+    previous=Carry((np.array([[2.5]], np.float32),), b"\x9c"),
+)
+
 GOLDEN_LIVE = (
     "535452430100000103000000000000000100000000002000200018000200000002000000000000000900050006007365"
     "6e74696d656e74312e302e30633066666565000000000000010201000000030000000c01020000000400000000000000"
@@ -48,6 +56,22 @@ GOLDEN_ENDED = (
     "535452430100010103000000000000000100000000002000200000000200000000000000000000000900050006007365"
     "6e74696d656e74312e302e30633066666565000000000000ffffffffffff1f0008000000050000000000000000002000"
     "08000000000000006469676573742d3166697273746469676573742d32d1a3439c1cd31292f6bc2b8349ceada5"
+)
+GOLDEN_2 = (
+    "535452430200000303000000000000000100000000002000200018000200020002000000410000000900050006007365"
+    "6e74696d656e74312e302e30633066666565000000000000010201000000030000000c01020000000400000000000000"
+    "0000c03f000000c00000803e000000000100000000000000f9ffffffffffffffe282ffffffffffff1f00080000000500"
+    "0000000000000000200008000000000000006469676573742d3166697273746469676573742d32010000001000000068"
+    "6973746f72792d31362d6279746573020000002100000010000000010000000102010000000100000000000000000000"
+    "002040000000009cf7a5486942918092a0bd0afbd0f4c513"
+)
+GOLDEN_2_SIGNED = (
+    "535452430200020303000000000000000100000000002000200018000200020002000000410000000900050006007365"
+    "6e74696d656e74312e302e30633066666565000000000000010201000000030000000c01020000000400000000000000"
+    "0000c03f000000c00000803e000000000100000000000000f9ffffffffffffffe282ffffffffffff1f00080000000500"
+    "0000000000000000200008000000000000006469676573742d3166697273746469676573742d32010000001000000068"
+    "6973746f72792d31362d6279746573020000002100000010000000010000000102010000000100000000000000000000"
+    "002040000000009cea8f03031dce103e5a0b37780ff1f7d2"
 )
 
 
@@ -199,7 +223,7 @@ def test_the_key_is_all_that_counts() -> None:
     assert is_same(RecordFormat(b"a key of any length").decode(NAME, raw), GOLDEN_RECORD)
 
 
-@pytest.mark.parametrize(("at", "value"), [(6, 1), (6, 4), (7, 0), (7, 200), (30, 1), (36, 1)])
+@pytest.mark.parametrize(("at", "value"), [(6, 1), (6, 4), (7, 0), (7, 200), (30, 3), (36, 1)])
 def test_an_impossible_header_is_refused(at: int, value: int) -> None:
     """Ended with a carry, unknown flags, unknown durability, something where nothing is: no record of ours."""
     body = bytearray(PLAIN.encode(NAME, GOLDEN_RECORD)[:-16])
@@ -226,8 +250,29 @@ def test_a_newer_version_is_named() -> None:
     """A record of a later version says so, whatever else it holds."""
     raw = bytearray(PLAIN.encode(NAME, GOLDEN_RECORD))
     raw[4:6] = struct.pack("<H", FORMAT_VERSION + 1)
+    raw[30:32] = struct.pack("<H", FORMAT_VERSION + 1)
     with pytest.raises(StateCorrupt, match=f"format version {FORMAT_VERSION + 1}"):
         PLAIN.decode(NAME, bytes(raw))
+
+
+def test_what_the_next_release_adds_is_left_out() -> None:
+    """A later version that says this one can read it is read, without the additions that are not known here."""
+    body = bytearray(PLAIN.encode(NAME, replace(GOLDEN_RECORD, history=b"history-16-bytes"))[:-16])
+    addition = struct.pack("<HHI", 999, 0, 5) + b"later"
+    body[4:6] = struct.pack("<H", FORMAT_VERSION + 1)
+    body[36:40] = struct.pack("<I", struct.unpack_from("<I", body, 36)[0] + len(addition))
+    found = PLAIN.decode(NAME, _forged(bytes(body) + addition))
+    assert is_same(found, replace(GOLDEN_RECORD, history=b"history-16-bytes"))
+
+
+@given(records(), names)
+def test_the_release_before_is_written_for(record: Record, name: SequenceName) -> None:
+    """Written for version 1 a record has all that version 1 knew, and nothing else."""
+    raw = RecordFormat(write=1).encode(name, record)
+    assert raw[4:6] == b"\1\0"
+    assert raw[30:32] + raw[36:40] == bytes(6)
+    durability = Durability.STEP if record.durability is Durability.CHECKPOINT else record.durability
+    assert is_same(PLAIN.decode(name, raw), replace(record, durability=durability, history=b"", previous=None))
 
 
 @pytest.mark.parametrize(
@@ -235,10 +280,18 @@ def test_a_newer_version_is_named() -> None:
     [(PLAIN, GOLDEN_LIVE, False), (SIGNED, GOLDEN_SIGNED, False), (PLAIN, GOLDEN_ENDED, True)],
 )
 def test_records_of_version_1_are_read_for_ever(form: RecordFormat, raw: str, ended: bool) -> None:  # noqa: FBT001
-    """Bytes kept from the first release mean what they meant then, and are still written the same."""
+    """Bytes kept from the first release mean what they meant then, and can still be written the same."""
     golden = replace(GOLDEN_RECORD, carry=None) if ended else GOLDEN_RECORD
     assert is_same(form.decode(NAME, bytes.fromhex(raw)), golden)
-    assert form.encode(NAME, golden).hex() == raw
+    key = b"a key of any length" if form is SIGNED else None
+    assert RecordFormat(key, write=1).encode(NAME, golden).hex() == raw
+
+
+@pytest.mark.parametrize(("form", "raw"), [(PLAIN, GOLDEN_2), (SIGNED, GOLDEN_2_SIGNED)])
+def test_records_of_version_2_are_read_for_ever(form: RecordFormat, raw: str) -> None:
+    """As those of version 1; this is what is written now."""
+    assert is_same(form.decode(NAME, bytes.fromhex(raw)), GOLDEN_RECORD_2)
+    assert form.encode(NAME, GOLDEN_RECORD_2).hex() == raw
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,20 @@
 All numbers are little-endian; `|` marks a multiple of 8 bytes from the start, filled up with zeros.
 
     magic "STRC", format version u16, flags u8, durability u8, epoch u64, step u64,
-    lengths: model u16, shapes u16, count of replies u16, zero u16, task u32, zero u32
+    lengths: model u16, shapes u16, count of replies u16, oldest reader u16, task u32, additions u32
     | model: length u16 and UTF-8 of name, version, weights digest
     | shapes: per tensor dtype code u8, rank u8, dims u32 each
     | tensors: the elements of each in C order, each filled up to |
     task carry
     per reply: step u64, length of digest u32, length of reply u32; then digest and reply of each
+    additions: kind u16, zero u16, length u32, and so many bytes each
+        1: history digest
+        2: previous carry: length of shapes u16, zero u16, length of task u32, shapes, tensors, task
     seal, 16 bytes
+
+Version 1 had no additions (both of its fields for them are zero) and no durability 3. A reader takes every version
+whose `oldest reader` is not above its own, and leaves out additions of a kind that it does not know: so the next
+release can add to a record while this one still runs. `RecordFormat(write=1)` writes what the one before this reads.
 
 The seal is BLAKE2b over the name of the sequence and all bytes before the seal. CRC-32 would let one damaged
 record in four thousand million pass and can be made to fit by anybody; 128 bits of BLAKE2b cost about 1 us per KB, no
@@ -37,11 +44,13 @@ if TYPE_CHECKING:
 
     from services.runtime.core.ids import SequenceName
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 _MAGIC: Final = b"STRC"
 _HEADER: Final = struct.Struct("<4sHBBQQHHHHII")
 _REPLY: Final = struct.Struct("<QII")
+_ADDITION: Final = struct.Struct("<HHI")
+_PREVIOUS: Final = struct.Struct("<HHI")
 _MODEL: Final = struct.Struct("<HHH")
 _SEAL_BYTES: Final = 16
 _ALIGN: Final = 8
@@ -49,6 +58,12 @@ _RANK_MAX: Final = 8
 
 _ENDED: Final = 1
 _SIGNED: Final = 2
+
+# Kinds of additions, part of the format: add, never change.
+_HISTORY: Final = 1
+_PREVIOUS_CARRY: Final = 2
+
+_HISTORY_BYTES: Final = 16
 
 # The codes are part of the format: add, never change.
 _DTYPES: Final = {
@@ -84,10 +99,14 @@ class _Layout(NamedTuple):
 class RecordFormat:
     """Writes and reads records; with a key it signs them and takes only signed ones.
 
-    A key must stay the same for as long as records live: those signed with another one are refused.
+    A key must stay the same for as long as records live: those signed with another one are refused. `write` is the
+    version to write; in version 1 a record has neither history nor previous carry, and durability STEP for CHECKPOINT.
     """
 
-    def __init__(self, key: bytes | None = None) -> None:
+    def __init__(self, key: bytes | None = None, *, write: int = FORMAT_VERSION) -> None:
+        if write not in (1, FORMAT_VERSION):
+            raise ValueError(f"format version {write} cannot be written")
+        self._write = write
         if key is None:
             self._flag = 0
             self._seal = blake2b(digest_size=_SEAL_BYTES, person=b"statestream-sum")
@@ -108,35 +127,36 @@ class RecordFormat:
         carry = record.carry
         tensors, task = ((), b"") if carry is None else carry
         model = _model_block(record.model)
-        shapes, pads = _shapes_block(tuple([(tensor.dtype, tensor.shape) for tensor in tensors]))
+        shapes, state = _tensors_block(tensors)
         replies = record.replies
+        additions = b"" if self._write == 1 else _additions_block(record)
         try:
             header = _HEADER.pack(
                 _MAGIC,
-                FORMAT_VERSION,
+                self._write,
                 self._flag | (_ENDED if carry is None else 0),
-                record.durability,
+                self._durability(record.durability),
                 *record.position,
                 len(model),
                 len(shapes),
                 len(replies),
-                0,
+                0 if self._write == 1 else FORMAT_VERSION,
                 len(task),
-                0,
+                len(additions),
             )
-            parts = [header, model, shapes]
-            for tensor, pad in zip(tensors, pads, strict=True):
-                parts.append(_little_endian(tensor).tobytes())
-                parts.append(pad)
-            parts.append(task)
+            parts = [header, model, shapes, *state, task]
             parts.extend([_REPLY.pack(step, len(digest), len(reply)) for step, digest, reply in replies])
         except struct.error as error:
             raise ValueError(f"a record that cannot be written: {error}") from None
         for _, digest, reply in replies:
             parts.append(digest)
             parts.append(reply)
+        parts.append(additions)
         body = b"".join(parts)
         return body + self._sealed(name, body)
+
+    def _durability(self, durability: Durability) -> int:
+        return Durability.STEP if self._write == 1 and durability is Durability.CHECKPOINT else durability
 
     def decode(self, name: SequenceName, data: bytes) -> Record:
         """The record in `data`, which must have been written for `name`. Its tensors are read-only views of `data`.
@@ -147,8 +167,8 @@ class RecordFormat:
         if len(data) < _HEADER.size + _SEAL_BYTES or not data.startswith(_MAGIC):
             raise StateCorrupt("the stored record is not one of ours, or is cut short")
         header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int] = _HEADER.unpack_from(data)
-        version, flags = header[1], header[2]
-        if version != FORMAT_VERSION:
+        version, flags, oldest_reader = header[1], header[2], header[9] or header[1]
+        if not 1 <= oldest_reader <= FORMAT_VERSION:
             # Another version may seal in another way, so this stands before the check of the seal.
             raise StateCorrupt(f"the stored record has format version {version}; this server reads {FORMAT_VERSION}")
         if flags & ~_ENDED != self._flag:
@@ -176,10 +196,12 @@ class RecordFormat:
 
 def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int]) -> Record:
     """The record behind `header`. The lengths must add up to what is there, so no single one can lie."""
-    _, _, flags, durability, epoch, step, model_bytes, shapes_bytes, reply_count, zero, task_bytes, zero_too = header
-    if zero or zero_too or durability not in _DURABILITIES:
+    _, version, flags, durability, epoch, step, model_bytes, shapes_bytes, reply_count, reader, task_bytes, added = (
+        header
+    )
+    if durability not in _DURABILITIES or (version == 1 and (reader or added)):
         raise ValueError("impossible header")
-    end = len(data) - _SEAL_BYTES
+    end = len(data) - _SEAL_BYTES - added
     shapes_at = _HEADER.size + model_bytes
     tensors_at = shapes_at + shapes_bytes
     layouts = _layouts(data[shapes_at:tensors_at])
@@ -201,7 +223,61 @@ def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int,
         carry = Carry(tensors, data[task_at:heads_at])
     elif task_at != tensors_at or task_bytes:
         raise ValueError("ended, and yet with a carry")
-    return Record(Position(epoch, step), model, _DURABILITIES[durability], carry, tuple(replies))
+    history, previous = _added(data, end, end + added)
+    return Record(Position(epoch, step), model, _DURABILITIES[durability], carry, tuple(replies), history, previous)
+
+
+def _added(data: bytes, at: int, end: int) -> tuple[bytes, Carry | None]:
+    """History and previous carry out of the additions between `at` and `end`; those of another kind are left out."""
+    history, previous = b"", None
+    while at < end:
+        kind, _, length = _ADDITION.unpack_from(data, at)
+        at += _ADDITION.size
+        if at + length > end:
+            raise ValueError("an addition is longer than the record")
+        if kind == _HISTORY and length == _HISTORY_BYTES:
+            history = data[at : at + length]
+        elif kind == _PREVIOUS_CARRY:
+            previous = _previous(data, at, at + length)
+        elif kind == _HISTORY:
+            raise ValueError("a history digest of another length")
+        at += length
+    return history, previous
+
+
+def _previous(data: bytes, at: int, end: int) -> Carry:
+    shapes_bytes, _, task_bytes = _PREVIOUS.unpack_from(data, at)
+    shapes_at = at + _PREVIOUS.size
+    tensors_at = shapes_at + shapes_bytes
+    layouts = _layouts(data[shapes_at:tensors_at])
+    task_at = tensors_at + (layouts[-1].end if layouts else 0)
+    if task_at + task_bytes != end:
+        raise ValueError("the lengths of the previous carry do not add up")
+    return Carry(tuple([_tensor(data, tensors_at, layout) for layout in layouts]), data[task_at:end])
+
+
+def _additions_block(record: Record) -> bytes:
+    block = b""
+    if record.history:
+        if len(record.history) != _HISTORY_BYTES:
+            raise ValueError(f"a history digest has {_HISTORY_BYTES} bytes, not {len(record.history)}")
+        block = _ADDITION.pack(_HISTORY, 0, _HISTORY_BYTES) + record.history
+    if record.previous is not None:
+        tensors, task = record.previous
+        shapes, state = _tensors_block(tensors)
+        carry = b"".join([_PREVIOUS.pack(len(shapes), 0, len(task)), shapes, *state, task])
+        block += _ADDITION.pack(_PREVIOUS_CARRY, 0, len(carry)) + carry
+    return block
+
+
+def _tensors_block(tensors: tuple[npt.NDArray[np.generic], ...]) -> tuple[bytes, list[bytes]]:
+    """Bytes of the shapes, and of the elements."""
+    shapes, pads = _shapes_block(tuple([(tensor.dtype, tensor.shape) for tensor in tensors]))
+    state: list[bytes] = []
+    for tensor, pad in zip(tensors, pads, strict=True):
+        state.append(_little_endian(tensor).tobytes())
+        state.append(pad)
+    return shapes, state
 
 
 def _tensor(data: bytes, base: int, layout: _Layout) -> npt.NDArray[np.generic]:
