@@ -101,7 +101,7 @@ class RedisStore:
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""
         key = sequence_key(self._prefix, name)
-        call = self._link.call(b"%b$%d\r\n%b\r\n" % (_LOAD, len(key), key))
+        call = self._link.call(b"%b$%d\r\n%b\r\n" % (_LOAD, len(key), key), key=key)
         found = await call.reply
         return Absence.UNKNOWN if found is None else self._stored(name, found)
 
@@ -127,7 +127,7 @@ class RedisStore:
             _durations(terms),
             len(data),
         )
-        call = self._link.call(head, data, b"\r\n")
+        call = self._link.call(head, data, b"\r\n", key=key, writes=True)
         found = await call.reply
         if found == 1:
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from redis.exceptions import (
     AuthenticationError,
@@ -37,6 +37,36 @@ _CALLS_WAITING_MAX: Final = 16_384
 
 
 _ALREADY_THERE: Final = "already exists"
+
+
+class StoreLink(Protocol):
+    """What a `RedisStore` asks of its way to Redis, be it to one server or to many."""
+
+    def call(self, *pieces: bytes, key: bytes | None = None, writes: bool = False) -> Call:
+        """Sends a packed command, given in one or more pieces, with all others of this turn of the loop.
+
+        `key` says which server is meant where there are several; without one any will do. `writes` says that the
+        command may change something: its reply then waits for as many replicas as are configured.
+
+        The `reply` of what is returned is there within the time-out, or fails with `StoreUnavailable`; it may be
+        cancelled at any time.
+
+        Raises:
+            StoreUnavailable: closed, or too many are waiting.
+        """
+        ...
+
+    async def masters(self) -> list[RedisLink]:
+        """The servers that take writes, each with a link of its own, in an order that lasts.
+
+        Raises:
+            StoreUnavailable: nobody says which they are.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Waits for what is on its way, which is bounded by the time-out, and disconnects."""
+        ...
 
 
 class RefusedError(StoreUnavailable):
@@ -122,14 +152,8 @@ class RedisLink:
         self._exchanges: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def call(self, *pieces: bytes) -> Call:
-        """Sends a packed command, given in one or more pieces, with all others of this turn of the loop.
-
-        Its `reply` is there within the time-out, or fails with `StoreUnavailable`; it may be cancelled at any time.
-
-        Raises:
-            StoreUnavailable: closed, or too many are waiting.
-        """
+    def call(self, *pieces: bytes, key: bytes | None = None, writes: bool = False) -> Call:  # noqa: ARG002
+        """See `StoreLink`."""
         if self._closed or self._waiting_calls >= _CALLS_WAITING_MAX:
             raise StoreUnavailable("the state store is closed" if self._closed else "the state store is overloaded")
         loop = asyncio.get_running_loop()
@@ -140,6 +164,10 @@ class RedisLink:
         self._turn.calls.append(call)
         self._waiting_calls += 1
         return call
+
+    async def masters(self) -> list[RedisLink]:
+        """See `StoreLink`: the one server there is."""
+        return [self]
 
     async def load_library(self) -> None:
         """Makes the functions known to the server; nothing happens if they are."""
