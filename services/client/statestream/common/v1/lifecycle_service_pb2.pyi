@@ -148,7 +148,9 @@ class ForkSequenceRequest(_message.Message):
     sequence_id: _builtins.str
     """sequence_id of the sequence to fork, 1 to 128 characters."""
     next_step: _builtins.int
-    """next_step of the committed point to fork from: the sequence's own, or one of its checkpoint_steps. Unset: its own."""
+    """next_step of the committed point to fork from: the sequence's own, or one of its checkpoint_steps. Unset: its own.
+    Name it where the sequence goes on meanwhile: a repeat that finds another point does not know the first one's forks.
+    """
     @_builtins.property
     def new_sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """new_sequence_ids are the names of the sequences to make, 1 to 64, different from each other. Each takes next_step
@@ -211,7 +213,9 @@ class RewindSequenceRequest(_message.Message):
     sequence_id: _builtins.str
     """sequence_id within that model, 1 to 128 characters."""
     next_step: _builtins.int
-    """next_step is the step that the sequence is to take next: one of its checkpoint_steps."""
+    """next_step is the step that the sequence is to take next: one of its checkpoint_steps, or its own, which drops what is
+    not committed.
+    """
     def __init__(
         self,
         *,

@@ -87,7 +87,8 @@ class LifecycleServiceServicer:
 
     def ListSequences(self, request, context):
         """ListSequences tells of the caller's sequences, in no order, page by page. One that is started, moved or ended
-        meanwhile may be missing or come twice.
+        meanwhile may be missing or come twice. Left out are those of DURABILITY_NONE, which one replica alone knows, and
+        those whose record is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,8 @@ class LifecycleServiceStub:
     """GetSequence tells where a sequence stands. NOT_FOUND where the store has none of that name."""
     ListSequences: _grpc.UnaryUnaryMultiCallable[_lifecycle_service_pb2.ListSequencesRequest, _lifecycle_service_pb2.ListSequencesResponse]
     """ListSequences tells of the caller's sequences, in no order, page by page. One that is started, moved or ended
-    meanwhile may be missing or come twice.
+    meanwhile may be missing or come twice. Left out are those of DURABILITY_NONE, which one replica alone knows, and
+    those whose record is damaged.
     """
     ForkSequence: _grpc.UnaryUnaryMultiCallable[_lifecycle_service_pb2.ForkSequenceRequest, _lifecycle_service_pb2.ForkSequenceResponse]
     """ForkSequence makes new sequences that go on from a committed point of an existing one, which stays as it is."""
@@ -65,7 +66,8 @@ class LifecycleServiceAsyncStub(LifecycleServiceStub):
     """GetSequence tells where a sequence stands. NOT_FOUND where the store has none of that name."""
     ListSequences: _aio.UnaryUnaryMultiCallable[_lifecycle_service_pb2.ListSequencesRequest, _lifecycle_service_pb2.ListSequencesResponse]  # type: ignore[assignment]
     """ListSequences tells of the caller's sequences, in no order, page by page. One that is started, moved or ended
-    meanwhile may be missing or come twice.
+    meanwhile may be missing or come twice. Left out are those of DURABILITY_NONE, which one replica alone knows, and
+    those whose record is damaged.
     """
     ForkSequence: _aio.UnaryUnaryMultiCallable[_lifecycle_service_pb2.ForkSequenceRequest, _lifecycle_service_pb2.ForkSequenceResponse]  # type: ignore[assignment]
     """ForkSequence makes new sequences that go on from a committed point of an existing one, which stays as it is."""
@@ -100,7 +102,8 @@ class LifecycleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lifecycle_service_pb2.ListSequencesResponse, _abc.Awaitable[_lifecycle_service_pb2.ListSequencesResponse]]:
         """ListSequences tells of the caller's sequences, in no order, page by page. One that is started, moved or ended
-        meanwhile may be missing or come twice.
+        meanwhile may be missing or come twice. Left out are those of DURABILITY_NONE, which one replica alone knows, and
+        those whose record is damaged.
         """
 
     @_abc_1.abstractmethod
