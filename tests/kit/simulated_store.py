@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import random
 
     from services.runtime.core.ids import SequenceName
-    from services.runtime.state.store import Conflict, StateStore
+    from services.runtime.state.store import Conflict, Page, StateStore
     from services.runtime.state.types import Absence, Position, Record, Stored, Terms
 
 
@@ -42,13 +42,34 @@ class SimulatedStore:
         return found
 
     async def commit(
-        self, name: SequenceName, expected: Position | None, record: Record, terms: Terms
+        self,
+        name: SequenceName,
+        expected: Position | None,
+        record: Record,
+        terms: Terms,
+        *,
+        continues: bool = False,
+        keep: int = 0,
     ) -> Conflict | None:
         """See `StateStore`. A lost answer leaves the commit made and its caller in doubt."""
         await self._way(self._faults.lost_request)
-        conflict = await self._inner.commit(name, expected, record, terms)
+        conflict = await self._inner.commit(name, expected, record, terms, continues=continues, keep=keep)
         await self._way(self._faults.lost_answer)
         return conflict
+
+    async def load_checkpoint(self, name: SequenceName, step: int) -> Stored | Absence:
+        """See `StateStore`."""
+        await self._way(self._faults.lost_request)
+        found = await self._inner.load_checkpoint(name, step)
+        await self._way(self._faults.lost_answer)
+        return found
+
+    async def names(self, tenant: str, model: str, *, cursor: str | None = None, count: int = 100) -> Page:
+        """See `StateStore`."""
+        await self._way(self._faults.lost_request)
+        page = await self._inner.names(tenant, model, cursor=cursor, count=count)
+        await self._way(self._faults.lost_answer)
+        return page
 
     async def ping(self) -> None:
         """Always answers."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote, unquote
 
-from services.runtime.core.errors import CapacityExceeded
-from services.runtime.state.store import Conflict
+from services.runtime.core.errors import CapacityExceeded, InvalidInput
+from services.runtime.core.ids import SequenceName
+from services.runtime.state.store import Conflict, Page
 from services.runtime.state.types import Absence, Carry, Stored
 
 if TYPE_CHECKING:
     from services.runtime.core.clock import Clock
-    from services.runtime.core.ids import SequenceName
     from services.runtime.state.types import Position, Record, Terms
 
 EVICTED_KEPT_MAX = 10_000
@@ -26,6 +29,12 @@ _REPLY_BYTES = 170
 
 _ALARMS_PER_CALL_MAX = 256
 """So that thousands that expire together do not hold up one step."""
+
+_NAMES_PER_TURN_MAX = 1000
+"""So that a list of names does not hold up steps: looking at as many takes less than a millisecond."""
+
+_CURSOR: Final = "m-"
+"""Begins every cursor of this store's; the last name of the page follows."""
 
 
 def record_bytes(record: Record) -> int:
@@ -40,14 +49,24 @@ def record_bytes(record: Record) -> int:
     return size
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Kept(NamedTuple):
+    """A record and about what it takes."""
+
     record: Record
     size_bytes: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    newest: _Kept
+    checkpoints: tuple[_Kept, ...]
+    """Earlier records, ascending by step; all before the newest."""
+    size_bytes: int
+    """Of all of them."""
     began_at: float
     expires_at: float
     forget_at: float
-    alarm_at: float
+    alarm_at: float = math.inf
     """When the queue of alarms looks at this entry: never later than it must."""
 
 
@@ -81,29 +100,82 @@ class MemoryStore:
 
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""
-        return self._found(name, self._clock.wall())
+        now = self._clock.wall()
+        entry = self._entry(name, now)
+        return self._absence(name) if entry is None else _stored(entry, entry.newest, now)
 
     async def commit(
-        self, name: SequenceName, expected: Position | None, record: Record, terms: Terms
+        self,
+        name: SequenceName,
+        expected: Position | None,
+        record: Record,
+        terms: Terms,
+        *,
+        continues: bool = False,
+        keep: int = 0,
     ) -> Conflict | None:
         """See `StateStore`."""
         now = self._clock.wall()
-        found = self._found(name, now)
-        if isinstance(found, Absence):
+        before = self._entry(name, now)
+        if before is None:
             if expected is not None:
-                return Conflict(found)
-        elif found.record.position != expected or (
-            found.expired and found.record.position.epoch == record.position.epoch
-        ):
-            return Conflict(found)
-        size_bytes = record_bytes(record)
+                return Conflict(self._absence(name))
+        elif expected is None or before.newest.record.position != expected:
+            return Conflict(_stored(before, before.newest, now))
+        elif continues or expected.epoch == record.position.epoch:
+            if now >= before.expires_at:
+                return Conflict(_stored(before, before.newest, now))
+        else:
+            before = None
+        newest = _Kept(_owned(record), record_bytes(record))
+        checkpoints = _checkpoints(before, record, keep) if before is not None else ()
+        size_bytes = newest.size_bytes + sum([kept.size_bytes for kept in checkpoints])
         if size_bytes > self._bytes_max:
             raise CapacityExceeded(
-                f"one record of {size_bytes} bytes does not fit into the store's {self._bytes_max}", retry_delay_s=60.0
+                f"a sequence of {size_bytes} bytes does not fit into the store's {self._bytes_max}", retry_delay_s=60.0
             )
-        self._put(name, _owned(record), size_bytes, terms, now)
+        began_at = now if before is None else before.began_at
+        retention_s = terms.retention_ms / 1000
+        if record.ended:
+            expires_at = forget_at = now + retention_s
+        else:
+            expires_at = min(now + terms.idle_ms / 1000, began_at + terms.lifetime_ms / 1000)
+            forget_at = expires_at + retention_s
+        self._put(name, _Entry(newest, checkpoints, size_bytes, began_at, expires_at, forget_at))
         self._evict_down_to_bounds(name)
         return None
+
+    async def load_checkpoint(self, name: SequenceName, step: int) -> Stored | Absence:
+        """See `StateStore`."""
+        now = self._clock.wall()
+        entry = self._entry(name, now)
+        if entry is None:
+            return self._absence(name)
+        for kept in entry.checkpoints:
+            if kept.record.position.step == step:
+                return _stored(entry, kept, now)
+        return Absence.UNKNOWN
+
+    async def names(self, tenant: str, model: str, *, cursor: str | None = None, count: int = 100) -> Page:
+        """See `StateStore`. They come in order, so no change between two pages moves a name from one to the other."""
+        after = None if cursor is None else _after(cursor)
+        now = self._clock.wall()
+        entries = [*self._live.items(), *self._left.items()]
+        smallest: list[str] = []
+        for begin in range(0, len(entries), _NAMES_PER_TURN_MAX):
+            if begin:
+                await asyncio.sleep(0)
+            ids = [
+                name.sequence_id
+                for name, entry in entries[begin : begin + _NAMES_PER_TURN_MAX]
+                if name.tenant == tenant
+                and name.model == model
+                and (after is None or name.sequence_id > after)
+                and now < entry.forget_at
+            ]
+            smallest = heapq.nsmallest(count + 1, [*smallest, *ids])
+        follows = _CURSOR + quote(smallest[count - 1], safe="") if len(smallest) > count else None
+        return Page(tuple([SequenceName(tenant, model, each) for each in smallest[:count]]), follows)
 
     async def ping(self) -> None:
         """Always answers."""
@@ -116,7 +188,8 @@ class MemoryStore:
         self._alarms.clear()
         self._size_bytes = 0
 
-    def _found(self, name: SequenceName, now: float) -> Stored | Absence:
+    def _entry(self, name: SequenceName, now: float) -> _Entry | None:
+        """What is kept of `name`; it counts as used."""
         self._heed_alarms(now)
         for entries in (self._live, self._left):
             entry = entries.get(name)
@@ -124,31 +197,24 @@ class MemoryStore:
                 self._drop(name)
             elif entry is not None:
                 entries.move_to_end(name)
-                return Stored(entry.record, entry.expires_at, entry.size_bytes, now >= entry.expires_at)
+                return entry
+        return None
+
+    def _absence(self, name: SequenceName) -> Absence:
         return Absence.EVICTED if name in self._evicted else Absence.UNKNOWN
 
-    def _put(self, name: SequenceName, record: Record, size_bytes: int, terms: Terms, now: float) -> None:
+    def _put(self, name: SequenceName, entry: _Entry) -> None:
         before = self._live.pop(name, None) or self._left.pop(name, None)
-        began_at, alarm_at = now, float("inf")
         if before is None:
             self._evicted.pop(name, None)
         else:
             self._size_bytes -= before.size_bytes
-            alarm_at = before.alarm_at
-            if before.record.position.epoch == record.position.epoch:
-                began_at = before.began_at
-        retention_s = terms.retention_ms / 1000
-        if record.ended:
-            expires_at = forget_at = now + retention_s
-        else:
-            expires_at = min(now + terms.idle_ms / 1000, began_at + terms.lifetime_ms / 1000)
-            forget_at = expires_at + retention_s
-        entry = _Entry(record, size_bytes, began_at, expires_at, forget_at, alarm_at)
-        (self._left if record.ended else self._live)[name] = entry
-        self._size_bytes += size_bytes
+            entry.alarm_at = before.alarm_at
+        (self._left if entry.newest.record.ended else self._live)[name] = entry
+        self._size_bytes += entry.size_bytes
         # A step only ever moves its expiry further away, so most commits leave the queue of alarms alone.
-        if expires_at < alarm_at:
-            self._set_alarm(name, entry, expires_at)
+        if entry.expires_at < entry.alarm_at:
+            self._set_alarm(name, entry, entry.expires_at)
 
     def _set_alarm(self, name: SequenceName, entry: _Entry, at: float) -> None:
         entry.alarm_at = at
@@ -191,6 +257,35 @@ class MemoryStore:
             self._evicted[name] = None
             if len(self._evicted) > EVICTED_KEPT_MAX:
                 self._evicted.popitem(last=False)
+
+
+def _stored(entry: _Entry, kept: _Kept, now: float) -> Stored:
+    """`kept` of `entry` as it is told; only the newest record is told together with the checkpoints."""
+    steps = ()
+    if entry.checkpoints and kept is entry.newest:
+        steps = tuple([each.record.position.step for each in entry.checkpoints])
+    return Stored(kept.record, entry.expires_at, kept.size_bytes, now >= entry.expires_at, steps)
+
+
+def _checkpoints(before: _Entry, record: Record, keep: int) -> tuple[_Kept, ...]:
+    """Those that `record` leaves when it takes the place of the newest of `before`."""
+    if record.ended or not (keep or before.checkpoints):
+        return ()
+    earlier = (*before.checkpoints, before.newest) if keep else before.checkpoints
+    stay = tuple([kept for kept in earlier if kept.record.position.step < record.position.step])
+    return stay[-keep:] if keep else stay
+
+
+def _after(cursor: str) -> str:
+    """The last sequence id of the page before.
+
+    Raises:
+        InvalidInput: `cursor` is none of this store's.
+    """
+    after = unquote(cursor.removeprefix(_CURSOR))
+    if not cursor.isascii() or cursor != _CURSOR + quote(after, safe=""):
+        raise InvalidInput("page_token", "is not one that this server gave")
+    return after
 
 
 def _owned(record: Record) -> Record:
