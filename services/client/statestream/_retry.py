@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -60,18 +61,43 @@ def is_retryable(error: StatestreamError) -> bool:
     return isinstance(error, Unavailable | StepConflict)
 
 
+class GiveUp(Exception):
+    """Inside an attempt: the error that it carries is to be raised, whatever its class says of repeats."""
+
+    def __init__(self, error: StatestreamError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _new_name() -> str:
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The outer world as far as waiting goes; tests put their own in."""
+    """The outer world as far as waiting and chance go; tests put their own in.
+
+    Attributes:
+        clock: seconds, never going back.
+        sleep: waits for so many seconds.
+        random_unit: a number in [0, 1), for jitter.
+        unique: a name that nobody else makes, for sequences and starts: 1 to 128 characters.
+    """
 
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     # Jitter is no secret.
     random_unit: Callable[[], float] = field(default_factory=lambda: random.Random().random)  # noqa: S311
+    unique: Callable[[], str] = _new_name
 
 
 async def with_retries(
-    attempt: Callable[[float], Awaitable[R]], *, timeout_s: float, policy: RetryPolicy, timing: Timing
+    attempt: Callable[[float], Awaitable[R]],
+    *,
+    timeout_s: float,
+    policy: RetryPolicy,
+    timing: Timing,
+    retryable: Callable[[StatestreamError], bool] = is_retryable,
 ) -> R:
     """The first result of `attempt`, which is told how many seconds are left to it.
 
@@ -86,10 +112,12 @@ async def with_retries(
             raise DeadlineExceeded(f"no answer within {timeout_s:g} s")
         try:
             return await attempt(left_s)
+        except GiveUp as given_up:
+            raise given_up.error from given_up.__cause__
         except StatestreamError as error:
             attempts += 1
             wait_s = policy.wait_s(attempts, timing.random_unit(), error.retry_delay_s or 0.0)
-            if not is_retryable(error) or attempts >= policy.attempts_max:
+            if not retryable(error) or attempts >= policy.attempts_max:
                 raise
             if timing.clock() + wait_s >= deadline:
                 # What went wrong says more than that time is short.

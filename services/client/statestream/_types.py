@@ -62,10 +62,11 @@ class ReplyHeader:
         sequence_id: the name of the sequence.
         step: number of the step that this reply answers, from 0.
         committed_step: last step that the store holds; None where nothing is (`Durability.NONE`).
-        epoch: grows with every start on the same `sequence_id`.
+        epoch: grows with every start on the same `sequence_id`, and whenever the sequence is resumed or rewound.
         model: what computed the reply.
         ended: True on the reply to the last step.
         warnings: that did not keep the step from being applied.
+        history_digest: stands for the content of all steps up to this one, 16 bytes; empty where it is not known.
     """
 
     sequence_id: str
@@ -75,6 +76,7 @@ class ReplyHeader:
     model: ModelVersion
     ended: bool
     warnings: tuple[ReplyWarning, ...]
+    history_digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,15 @@ class Sequence:
     Attributes:
         sequence_id: its name.
         status: whether it takes further steps.
-        epoch: grows with every start on the same `sequence_id`.
-        next_step: number of the step that it takes next.
+        epoch: grows with every start on the same `sequence_id`, and whenever the sequence is resumed or rewound.
+        next_step: number of the step that it takes next, as far as it is committed.
         durability: as chosen when it started.
         model: that it is pinned to.
         state_bytes: size of the stored record.
         expires_at: when it is dropped unless a step comes, in UTC; None where the server does not say.
+        checkpoint_steps: the earlier points that are kept, each as the step that it took next there, ascending: it can
+            be rewound to them and forked from them.
+        history_digest: stands for the content of all steps before `next_step`, 16 bytes; empty where it is not known.
     """
 
     sequence_id: str
@@ -100,6 +105,8 @@ class Sequence:
     model: ModelVersion
     state_bytes: int
     expires_at: datetime | None
+    checkpoint_steps: tuple[int, ...]
+    history_digest: bytes
 
 
 _STATUSES = {
@@ -123,6 +130,7 @@ def reply_header(message: sequence_pb2.ReplyHeader) -> ReplyHeader:
         model=model_version(message.model),
         ended=message.ended,
         warnings=tuple(ReplyWarning(warning.code, warning.message) for warning in message.warnings),
+        history_digest=message.history_digest,
     )
 
 
@@ -138,4 +146,6 @@ def sequence(message: lifecycle_pb2.Sequence) -> Sequence:
         model=model_version(message.model),
         state_bytes=message.state_bytes,
         expires_at=message.expire_time.ToDatetime(UTC) if message.HasField("expire_time") else None,
+        checkpoint_steps=tuple(message.checkpoint_steps),
+        history_digest=message.history_digest,
     )

@@ -69,7 +69,7 @@ class Reply:
     """An update with nothing but its header."""
 
     def __init__(self, step: int) -> None:
-        self.header = ReplyHeader("s", step, step, 1, ModelVersion("m", "1", ""), ended=False, warnings=())
+        self.header = ReplyHeader("s", step, step, 1, ModelVersion("m", "1", ""), ended=False, warnings=(), history_digest=b"")
 
 
 class PlayedWire:
