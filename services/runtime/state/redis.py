@@ -1,12 +1,19 @@
-"""Sequences kept in Redis 7 or later: any replica goes on where another one stopped."""
+"""Sequences kept in Redis 7 or later: any replica goes on where another one stopped.
+
+What a sequence costs does not grow with its length:
+
+- A commit is one call, in which the server carries out four commands: TIME, HMGET, HSET, PEXPIREAT. A load is one call,
+  too: HMGET and TIME.
+- A commit that makes a checkpoint copies a record inside the server, which takes up to four commands more (HGET, twice
+  HSET, HDEL) and no bandwidth. The commits between two checkpoints only have the list of them to look at.
+- In memory: the record (state, kept replies, at most one previous state), as many more as checkpoints are kept, and
+  some 600 bytes. The record is bounded, because the number and the size of kept replies are.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
@@ -15,33 +22,20 @@ from redis.backoff import NoBackoff
 from services.runtime.core.errors import StateCorrupt, StoreUnavailable
 from services.runtime.state.format import RecordFormat
 from services.runtime.state.redis_check import Finding, findings
+from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.redis_library import LIBRARY, Library
 from services.runtime.state.redis_link import RedisLink, packed
+from services.runtime.state.redis_names import Listing
 from services.runtime.state.store import Conflict
 from services.runtime.state.types import Absence, Stored
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
+    from services.runtime.state.store import Page
     from services.runtime.state.types import Position, Record, Terms
 
-_TEXT: Final = Path(__file__).with_name("sequences.lua").read_bytes()
-_VERSION: Final = b"statestream_v1"
-_LIBRARY: Final = _VERSION + b"_" + hashlib.sha256(_TEXT).hexdigest()[:8].encode()
-"""Changes with the text, so replicas of different versions share one server and nothing is ever replaced."""
-
-_SOURCE: Final = _TEXT.replace(_VERSION, _LIBRARY)
-
-
-def _head(command: bytes, function: bytes, arguments: int) -> bytes:
-    """The beginning of a packed call of `function` with one key and `arguments`, up to the key."""
-    called = packed(command, _LIBRARY + function, b"1")
-    return b"*%d\r\n" % (4 + arguments) + called.partition(b"\r\n")[2]
-
-
-_LOAD: Final = _head(b"FCALL_RO", b"_load", 0)
-_COMMIT: Final = _head(b"FCALL", b"_commit", 8)
-_END: Final = _head(b"FCALL", b"_end", 8)
-_NEW_EPOCH: Final = (b"$1\r\n0\r\n", b"$1\r\n1\r\n")
-_ENDED: Final = (b"$1\r\n0\r\n", b"$1\r\n1\r\n")
+_FLAGS: Final = (b"$1\r\n0\r\n", b"$1\r\n1\r\n")
+"""No and yes as packed arguments."""
 
 
 class RedisStore:
@@ -63,8 +57,10 @@ class RedisStore:
         connections: int = 2,
         record_key: bytes | None = None,
         prefix: str = "ss",
+        library: Library = LIBRARY,
     ) -> None:
-        self._link = RedisLink(pool, connections=connections, timeout_s=timeout_s, library=_SOURCE)
+        self._link = RedisLink(pool, connections=connections, timeout_s=timeout_s, library=library.source)
+        self._library = library
         self._format = RecordFormat(record_key)
         self._prefix = prefix
 
@@ -101,12 +97,19 @@ class RedisStore:
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""
         key = sequence_key(self._prefix, name)
-        call = self._link.call(b"%b$%d\r\n%b\r\n" % (_LOAD, len(key), key), key=key)
+        call = self._link.call(b"%b$%d\r\n%b\r\n" % (self._library.load, len(key), key), key=key)
         found = await call.reply
         return Absence.UNKNOWN if found is None else self._stored(name, found)
 
     async def commit(
-        self, name: SequenceName, expected: Position | None, record: Record, terms: Terms
+        self,
+        name: SequenceName,
+        expected: Position | None,
+        record: Record,
+        terms: Terms,
+        *,
+        continues: bool = False,
+        keep: int = 0,
     ) -> Conflict | None:
         """See `StateStore`."""
         key = sequence_key(self._prefix, name)
@@ -115,16 +118,16 @@ class RedisStore:
         after = b"%d:%d" % record.position
         ended = record.ended
         head = b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b%b$%d\r\n" % (
-            _END if ended else _COMMIT,
+            self._library.end if ended else self._library.commit,
             len(key),
             key,
             len(before),
             before,
             len(after),
             after,
-            _NEW_EPOCH[expected is None or expected.epoch != record.position.epoch],
-            _ENDED[ended],
-            _durations(terms),
+            _FLAGS[expected is None or not (continues or expected.epoch == record.position.epoch)],
+            _FLAGS[ended],
+            _numbers(keep, terms),
             len(data),
         )
         call = self._link.call(head, data, b"\r\n", key=key, writes=True)
@@ -138,6 +141,27 @@ class RedisStore:
             return None
         return Conflict(self._stored(name, found))
 
+    async def load_checkpoint(self, name: SequenceName, step: int) -> Stored | Absence:
+        """See `StateStore`."""
+        key = sequence_key(self._prefix, name)
+        text = b"%d" % step
+        call = self._link.call(
+            b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n" % (self._library.checkpoint, len(key), key, len(text), text), key=key
+        )
+        found = await call.reply
+        if found is None:
+            return Absence.UNKNOWN
+        data, _, expires_at_ms, expired, _ = _checked(found)
+        record = self._format.decode(name, data)
+        if record.position.step != step:
+            raise StateCorrupt("the stored checkpoint is not at the step that it is kept for")
+        return Stored(record, _seconds(expires_at_ms), len(data), bool(expired))
+
+    async def names(self, tenant: str, model: str, *, cursor: str | None = None, count: int = 100) -> Page:
+        """See `StateStore`. A cursor is refused once another server took the place of the one that gave it."""
+        listing = Listing(self._link, self._library, self._prefix, tenant, model)
+        return await listing.page(cursor, count)
+
     async def ping(self) -> None:
         """See `StateStore`."""
         await self._link.call(packed(b"PING")).reply
@@ -150,14 +174,18 @@ class RedisStore:
         """What an operator should know about the server; made for `statestream doctor`. Raises nothing."""
         return await findings(self._link)
 
-    def _stored(self, name: SequenceName, found: list[bytes | int]) -> Stored:
-        data, position, expires_at_ms, expired = found
-        if not (isinstance(data, bytes) and isinstance(position, bytes) and isinstance(expires_at_ms, bytes)):
-            raise StoreUnavailable("the state store gave an impossible answer")
+    def _stored(self, name: SequenceName, found: object) -> Stored:
+        data, position, expires_at_ms, expired, checkpoints = _checked(found)
         try:
-            return Stored(self._record(name, data, position), int(expires_at_ms) / 1000, len(data), bool(expired))
+            return Stored(
+                self._record(name, data, position),
+                _seconds(expires_at_ms),
+                len(data),
+                bool(expired),
+                tuple(map(int, checkpoints.split())) if checkpoints else (),
+            )
         except ValueError:
-            raise StateCorrupt("the time when the stored record expires is damaged") from None
+            raise StateCorrupt("the list of the stored checkpoints is damaged") from None
         except StateCorrupt as error:
             # Who starts the sequence anew has to name this position to replace what is damaged.
             epoch, _, step = position.partition(b":")
@@ -172,22 +200,33 @@ class RedisStore:
         return record
 
 
-def sequence_key(prefix: str, name: SequenceName) -> bytes:
-    """The key of the hash that holds the sequence `name`."""
-    tenant, model, sequence_id = name
-    # Quoted, nothing holds ":" or "{": names stay apart, and Redis Cluster spreads them over all of its slots.
-    if not (sequence_id.isascii() and sequence_id.isalnum()):
-        sequence_id = quote(sequence_id, safe="")
-    return f"{_owner(prefix, tenant, model)}{sequence_id}".encode()
+class _Found(NamedTuple):
+    """What `load` and its like answer."""
+
+    data: bytes
+    position: bytes
+    expires_at_ms: bytes
+    expired: int
+    checkpoints: bytes
 
 
-@lru_cache(1024)
-def _owner(prefix: str, tenant: str, model: str) -> str:
-    return "".join(f"{quote(part, safe='')}:" for part in (prefix, tenant, model))
+def _checked(found: object) -> _Found:
+    match found:
+        case [bytes(data), bytes(position), bytes(expires_at_ms), int(expired), bytes(checkpoints)]:
+            return _Found(data, position, expires_at_ms, expired, checkpoints)
+        case _:
+            raise StoreUnavailable("the state store gave an impossible answer")
+
+
+def _seconds(milliseconds: bytes) -> float:
+    try:
+        return int(milliseconds) / 1000
+    except ValueError:
+        raise StateCorrupt("the time when the stored record expires is damaged") from None
 
 
 @lru_cache(256)
-def _durations(terms: Terms) -> bytes:
-    """Idle, lifetime and retention time as packed arguments."""
-    texts = [b"%d" % each for each in (terms.idle_ms, terms.lifetime_ms, terms.retention_ms)]
+def _numbers(keep: int, terms: Terms) -> bytes:
+    """Checkpoints to keep, idle, lifetime and retention time as packed arguments."""
+    texts = [b"%d" % each for each in (keep, terms.idle_ms, terms.lifetime_ms, terms.retention_ms)]
     return b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts])
