@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     record_key: SecretStr | None = Field(
         default=None, description="Key that signs stored records; unset: checksum only"
     )
+    snapshot_key: SecretStr | None = Field(
+        default=None, description="Key that signs exported sequences; unset: none is exported or imported"
+    )
     memory_bytes_max: PositiveInt = Field(default=256 * 2**20, description="Bound on state kept in memory")
     sequences_max: PositiveInt = Field(default=100_000, description="Bound on sequences kept in memory")
     cache_sequences: int = Field(

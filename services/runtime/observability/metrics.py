@@ -63,6 +63,13 @@ class Metrics:
         self._queue = Gauge("statestream_queue_length", "Steps that wait for a run", model, registry=registry)
         self._started = Counter("statestream_sequences_started", "Sequences begun here", model, registry=registry)
         self._ended = Counter("statestream_sequences_ended", "Sequences ended here", model, registry=registry)
+        self._forked = Counter("statestream_sequences_forked", "Sequences made of others", model, registry=registry)
+        self._rewound = Counter(
+            "statestream_sequences_rewound", "Sequences put back to an earlier step", model, registry=registry
+        )
+        self._imported = Counter(
+            "statestream_sequences_imported", "Sequences made of snapshots", model, registry=registry
+        )
         self._replayed = Counter(
             "statestream_steps_replayed", "Retries answered with the stored reply", model, registry=registry
         )
@@ -139,6 +146,18 @@ class Metrics:
     def sequence_ended(self, model: str) -> None:
         """See `SequenceEvents`."""
         self._ended.labels(model).inc()
+
+    def sequence_forked(self, model: str) -> None:
+        """See `LifecycleEvents`."""
+        self._forked.labels(model).inc()
+
+    def sequence_rewound(self, model: str) -> None:
+        """See `LifecycleEvents`."""
+        self._rewound.labels(model).inc()
+
+    def sequence_imported(self, model: str) -> None:
+        """See `LifecycleEvents`."""
+        self._imported.labels(model).inc()
 
     def step_replayed(self, model: str) -> None:
         """See `SequenceEvents`."""
