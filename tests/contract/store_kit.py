@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from services.runtime.core.ids import SequenceName, new_sequence_id
 from services.runtime.state.store import Conflict
-from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply, Terms
+from services.runtime.state.types import Absence, Carry, Durability, Position, Record, StoredReply, Terms
+from tests.contract.checkpoint_kit import CheckpointKit
+from tests.contract.names_kit import NamesKit
+from tests.contract.store_fixtures import MINUTE, SECOND, a_turn, found, told
 from tests.kit.records import MODEL, POSITION_MAX, TERMS, a_name, a_record, is_same
 
 if TYPE_CHECKING:
     from services.runtime.state.store import StateStore
-
-SECOND = 1000
-MINUTE = 60 * SECOND
+    from tests.contract.store_fixtures import Lapse
 
 
-class Lapse(Protocol):
-    """Lets time pass for some sequences, as far as their store is concerned."""
-
-    async def __call__(self, milliseconds: int, *names: SequenceName) -> None:
-        """After this, `milliseconds` have passed for `names`."""
-        ...
-
-
-async def found(store: StateStore, name: SequenceName) -> Stored:
-    """What stands under `name`, which must be something."""
-    stored = await store.load(name)
-    assert isinstance(stored, Stored), stored
-    return stored
-
-
-def told(conflict: Conflict | None) -> Stored:
-    """The record that a conflict tells of."""
-    assert conflict is not None, "committed, and should not have been"
-    assert isinstance(conflict.found, Stored), conflict.found
-    return conflict.found
-
-
-async def a_turn() -> None:
-    """Lets the event loop do what is due, and no more."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-    loop.call_soon(done.set_result, None)
-    await done
-
-
-class StoreKit:
-    """Fixtures to give: `store`; `other`, the same sequences seen by another replica; `lapse`."""
-
-    @pytest.fixture
-    def store(self) -> StateStore:
-        """The store under test."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def other(self) -> StateStore:
-        """Another way to the same sequences, as another replica has it."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def lapse(self) -> Lapse:
-        """Lets time pass."""
-        raise NotImplementedError
+class StoreKit(CheckpointKit, NamesKit):
+    """Fixtures to give: those of `StoreFixtures`."""
 
     async def test_an_unknown_sequence_is_absent(self, store: StateStore) -> None:
         """A name that was never committed has no record."""

@@ -16,7 +16,7 @@ from services.runtime.state import redis_link
 from services.runtime.state.redis import RedisStore
 from services.runtime.state.redis_keys import sequence_key
 from services.runtime.state.types import Absence, Position, Stored, Terms
-from tests.contract.store_kit import a_turn, found, told
+from tests.contract.store_fixtures import a_turn, found, told
 from tests.kit.records import TERMS, a_name, a_record, is_same
 from tests.kit.redis_proxy import SwallowingProxy
 from tests.kit.redis_server import RedisServer

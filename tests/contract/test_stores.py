@@ -8,7 +8,7 @@ import pytest
 
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
-from tests.contract.store_kit import Lapse, StoreKit
+from tests.contract.store_kit import StoreKit
 from tests.kit.clock import ManualClock
 from tests.kit.redis_time import RedisLapse
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from services.runtime.core.ids import SequenceName
     from services.runtime.state.store import StateStore
+    from tests.contract.store_fixtures import Lapse
 
 
 class TestMemoryStore(StoreKit):

@@ -21,7 +21,7 @@ from tests.kit.redis_time import RedisLapse
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
     from services.runtime.state.store import StateStore
-    from tests.contract.store_kit import Lapse
+    from tests.contract.store_fixtures import Lapse
 
 # Time passes in multiples of 10 s and no sum of these is one: the real clock of a server has seconds to go astray.
 TERMS = [Terms(105_000, 255_000, 53_000), Terms(45_000, 3_600_000, 403_000)]

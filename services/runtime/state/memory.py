@@ -40,10 +40,11 @@ _CURSOR: Final = "m-"
 def record_bytes(record: Record) -> int:
     """About what `record` takes in this process's memory; cheap enough for every commit."""
     size = _RECORD_BYTES
-    if record.carry is not None:
-        for tensor in record.carry.tensors:
-            size += tensor.nbytes + _TENSOR_BYTES
-        size += len(record.carry.task)
+    for carry in (record.carry, record.previous):
+        if carry is not None:
+            for tensor in carry.tensors:
+                size += tensor.nbytes + _TENSOR_BYTES
+            size += len(carry.task)
     for reply in record.replies:
         size += len(reply.reply) + len(reply.digest) + _REPLY_BYTES
     return size
@@ -289,16 +290,21 @@ def _after(cursor: str) -> str:
 
 
 def _owned(record: Record) -> Record:
-    """`record` with tensors that nobody changes and that keep nothing else alive.
-
-    A view into the output of a run would keep the states of the whole batch in memory.
-    """
-    if record.carry is None:
+    """`record` with tensors that nobody changes and that keep nothing else alive."""
+    carry, previous = _owned_carry(record.carry), _owned_carry(record.previous)
+    if carry is record.carry and previous is record.previous:
         return record
-    tensors = record.carry.tensors
+    return replace(record, carry=carry, previous=previous)
+
+
+def _owned_carry(carry: Carry | None) -> Carry | None:
+    """A view into the output of a run would keep the states of the whole batch in memory."""
+    if carry is None:
+        return None
+    tensors = carry.tensors
     if any(tensor.base is not None for tensor in tensors):
         tensors = tuple([tensor if tensor.base is None else tensor.copy() for tensor in tensors])
-        record = replace(record, carry=Carry(tensors, record.carry.task))
+        carry = Carry(tensors, carry.task)
     for tensor in tensors:
         tensor.flags.writeable = False
-    return record
+    return carry
