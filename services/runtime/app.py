@@ -23,11 +23,11 @@ from services.runtime.engine.served import Catalogue, ServedModel
 from services.runtime.model.registry import Artefact, find_artefacts, load
 from services.runtime.observability.logs import configure_logs
 from services.runtime.observability.metrics import Metrics
-from services.runtime.sequences.sequences import SequencePolicy, Sequences
+from services.runtime.sequences.contract import SequencePolicy
+from services.runtime.sequences.sequences import Sequences
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
-from services.runtime.state.types import Durability
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate
@@ -92,12 +92,24 @@ class Server:
         # Sequences without durability, apart from the store that replicas share.
         local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
         policy = SequencePolicy(
-            settings.replies_kept, settings.step_waiters_max, retention_ms=int(settings.retention_s * 1000)
+            replies_kept=settings.replies_kept,
+            reply_bytes_max=settings.reply_bytes_max,
+            waiters_max=settings.step_waiters_max,
+            retention_ms=int(settings.retention_s * 1000),
+            commit_steps=settings.commit_steps,
+            commit_interval_ms=settings.commit_interval_ms,
+            uncommitted_max=settings.uncommitted_steps_max,
+            heads_max=settings.heads_max,
+            head_bytes_max=settings.memory_bytes_max,
+            checkpoints_kept=settings.checkpoints_kept,
+            checkpoint_steps=settings.checkpoint_steps,
         )
         # A store in memory is as near as a cache would be.
         at_hand = 0 if settings.store == "memory" else settings.cache_sequences
         cache = RecordCache(sequences_max=at_hand, bytes_max=settings.memory_bytes_max)
-        return Sequences(self._catalogue, self._store, local, cache, policy, self._clock, self.metrics)
+        sequences = Sequences(self._catalogue, self._store, local, cache, policy, self._clock, self.metrics)
+        self.metrics.watch_uncommitted(lambda: sequences.uncommitted)
+        return sequences
 
     def _make_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(
@@ -160,6 +172,7 @@ class Server:
         self._gate.drain()
         self._drain.begin()
         await self._server.stop(self._settings.drain_s)
+        await self._sequences.close()
         self._catalogue.close()
         if self._owns_store:
             await self._store.close()
@@ -170,9 +183,6 @@ class Server:
 
     async def _load(self, task: Task) -> None:
         for artefact in find_artefacts(self._settings.artefacts, task.name):
-            durability = artefact.manifest.sequence.durability
-            if durability.upper() not in Durability.__members__:
-                raise ArtefactError(f"{artefact.folder}: sequence.durability", f"{durability} is not served")
             model = await asyncio.to_thread(load, artefact, self._settings)
             self._catalogue.add(self._served(task, artefact, model))
             self.metrics.model_served(artefact.model_id, artefact.manifest.state_bytes)

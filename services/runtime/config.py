@@ -55,8 +55,25 @@ class Settings(BaseSettings):
     replies_kept: Annotated[int, Field(ge=1, le=64)] = Field(
         default=4, description="Replies kept for retries, per sequence"
     )
+    reply_bytes_max: PositiveInt = Field(
+        default=65_536, description="Largest reply kept for retries; a larger one is computed again"
+    )
     retention_s: PositiveFloat = Field(default=300.0, description="How long an ended sequence answers retries")
     step_waiters_max: PositiveInt = Field(default=16, description="Requests that may wait for one sequence")
+
+    # How far sequences of durability CHECKPOINT run ahead of the store, and what is kept to go back to.
+    commit_steps: PositiveInt = Field(default=32, description="Steps of a sequence after which it is committed")
+    commit_interval_ms: PositiveFloat = Field(
+        default=100.0, description="Milliseconds after which what was answered is committed"
+    )
+    uncommitted_steps_max: PositiveInt = Field(
+        default=128, description="Steps of a sequence that may wait for their commit; more wait for it, or are refused"
+    )
+    heads_max: PositiveInt = Field(default=10_000, description="Sequences that may run ahead of the store at once")
+    checkpoints_kept: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=2, description="Earlier points kept of a sequence, to rewind to or to fork from"
+    )
+    checkpoint_steps: PositiveInt = Field(default=64, description="Steps between two points that are kept")
 
     # How models run.
     batch_size_max: PositiveInt = Field(default=64, description="Sequences in one run")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from services.runtime.engine.collate import Array
     from services.runtime.engine.served import ServedModel
-    from services.runtime.sequences.sequences import Fold, StepContext
+    from services.runtime.sequences.contract import Fold, StepContext
 
 NAME = "sentiment"
 
@@ -78,6 +78,7 @@ STREAM: SequenceTask[Request, codec.Piece] = SequenceTask(
     control_of=lambda request: request.piece.control if request.HasField("piece") else None,
     parse=codec.parse_piece,
     closing=(codec.Piece(b"", end=True, field="piece"), b""),
+    opening=lambda header: Response(header=header).SerializeToString(),
     fold=fold_piece,
 )
 

@@ -18,7 +18,8 @@ from services.runtime.core.errors import StatestreamError, Unavailable
 from services.runtime.core.ids import SequenceName
 from services.runtime.engine.served import Catalogue
 from services.runtime.sequences.decide import StepRequest, content_digest
-from services.runtime.sequences.sequences import SequencePolicy, Sequences, StepContext
+from services.runtime.sequences.contract import SequencePolicy, StepContext
+from services.runtime.sequences.sequences import Sequences
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.types import Carry, Durability
@@ -27,7 +28,7 @@ from tests.kit.toy import TOY_ID, NoEvents, toy_served
 from tests.kit.virtual_time import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
-    from services.runtime.sequences.sequences import Fold
+    from services.runtime.sequences.contract import Fold
 
 STEPS = 12
 SEQUENCES = 6
@@ -119,7 +120,8 @@ class Client:
         key = "key" if step == 0 else ""
         digest = content_digest(values.tobytes(), end=False, start_key=key)
         request = StepRequest(step == 0, key, step, end=False, digest=digest, durability=Durability.STEP, model=TOY_ID)
-        return await self.rng.choice(self.replicas).step(name, request, toy_fold(values))
+        taken = await self.rng.choice(self.replicas).step(name, request, toy_fold(values))
+        return taken.reply
 
 
 FAULTS = {
@@ -163,7 +165,11 @@ def test_two_clients_that_race_take_each_step_once() -> None:
             values = np.array([value], dtype=np.float32)
             digest = content_digest(values.tobytes(), end=False)
             request = StepRequest(start, "", step, end=False, digest=digest, durability=Durability.STEP, model=TOY_ID)
-            return asyncio.ensure_future(at.step(name, request, toy_fold(values)))
+
+            async def reply() -> bytes:
+                return (await at.step(name, request, toy_fold(values))).reply
+
+            return asyncio.ensure_future(reply())
 
         await ask(a, 0, 0.0, start=True)
         total = 0.0

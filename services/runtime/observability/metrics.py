@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from services.runtime.observability.histogram import FastHistogram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from services.runtime.core.ids import ModelId
 
@@ -72,6 +72,18 @@ class Metrics:
         )
         self._replayed = Counter(
             "statestream_steps_replayed", "Retries answered with the stored reply", model, registry=registry
+        )
+        self._resumed = Counter(
+            "statestream_sequences_resumed", "Sequences that a stream took up again here", model, registry=registry
+        )
+        self._losses = Counter(
+            "statestream_losses_detected",
+            "Times that the store came back older than it was, by whether a replica's memory healed it",
+            ("model", "healed"),
+            registry=registry,
+        )
+        self._uncommitted = Gauge(
+            "statestream_uncommitted_steps", "Steps answered and not committed yet", registry=registry
         )
         self._conflicts = Counter(
             "statestream_step_conflicts", "Commits that found the sequence moved by others", model, registry=registry
@@ -158,6 +170,18 @@ class Metrics:
     def sequence_imported(self, model: str) -> None:
         """See `LifecycleEvents`."""
         self._imported.labels(model).inc()
+
+    def sequence_resumed(self, model: str) -> None:
+        """See `SequenceEvents`."""
+        self._resumed.labels(model).inc()
+
+    def loss_detected(self, model: str, *, healed: bool) -> None:
+        """See `SequenceEvents`."""
+        self._losses.labels(model, "true" if healed else "false").inc()
+
+    def watch_uncommitted(self, steps: Callable[[], int]) -> None:
+        """Asks `steps` whenever the metrics are read."""
+        self._uncommitted.set_function(steps)
 
     def step_replayed(self, model: str) -> None:
         """See `SequenceEvents`."""

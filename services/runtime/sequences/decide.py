@@ -14,6 +14,7 @@ from services.runtime.core.errors import (
     SequenceExpired,
     SequenceNotFound,
     StateCorrupt,
+    StepConflict,
     StepContentMismatch,
     StepOutOfOrder,
 )
@@ -35,6 +36,7 @@ class StepRequest(NamedTuple):
         end: the sequence ends with this step.
         digest: of the content, `content_digest`.
         durability, model: count only where the sequence starts.
+        epoch: of the step before on the same stream; None: this is the first one there.
     """
 
     start: bool
@@ -44,6 +46,7 @@ class StepRequest(NamedTuple):
     digest: bytes
     durability: Durability
     model: ModelId
+    epoch: int | None = None
 
 
 class Run(NamedTuple):
@@ -59,7 +62,13 @@ class Run(NamedTuple):
     replaces_live: bool = False
 
 
-Decision = Run | StoredReply
+class Recompute(NamedTuple):
+    """Compute the latest step of `record` again, from the carry before it, and commit nothing."""
+
+    record: Record
+
+
+Decision = Run | StoredReply | Recompute
 
 
 def content_digest(content: bytes, *, end: bool, start_key: str = "") -> bytes:
@@ -90,9 +99,24 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
         raise SequenceExpired("idle or alive for too long")
     if record.ended:
         raise SequenceEnded(f"the last step was {expected - 1}")
+    if request.epoch not in (None, record.position.epoch):
+        raise StepConflict("another stream has taken up the sequence since; resume it")
     if request.step is not None and request.step > expected:
         raise StepOutOfOrder(f"step {request.step} skips ahead, expected is {expected}", expected=expected)
     return Run(record.position, record.position, record)
+
+
+def standing(found: Stored | Absence) -> Record:
+    """The record of a sequence that can be told of: live, or ended and not forgotten.
+
+    Raises:
+        SequenceError: there is none, or it has expired.
+    """
+    if not isinstance(found, Stored):
+        raise absent(found)
+    if found.expired and not found.record.ended:
+        raise SequenceExpired("idle or alive for too long")
+    return found.record
 
 
 def absent(why: Absence) -> SequenceEvicted | SequenceNotFound:
@@ -102,13 +126,16 @@ def absent(why: Absence) -> SequenceEvicted | SequenceNotFound:
     return SequenceNotFound("no such sequence; start it first")
 
 
-def _applied(record: Record, step: int, digest: bytes) -> StoredReply:
+def _applied(record: Record, step: int, digest: bytes) -> StoredReply | Recompute:
+    expected = record.position.step
     for reply in record.replies:
-        if reply.step == step and reply.reply:
+        if reply.step == step:
             if reply.digest != digest:
                 raise StepContentMismatch(f"step {step} was applied with other content")
-            return reply
-    expected = record.position.step
+            if reply.reply:
+                return reply
+            if record.previous is not None and step == expected - 1:
+                return Recompute(record)
     raise StepOutOfOrder(
         f"step {step} was applied and its reply is no longer kept, expected is {expected}", expected=expected
     )

@@ -3,115 +3,47 @@
 There are no leases and no locks between replicas. Each commit compares and sets `(epoch, step)`; of two replicas that
 race one wins, and the other answers with the winner's reply. Within a process the requests for one sequence wait for
 each other, so a repeated request finds the reply of the one before it.
+
+With durability CHECKPOINT the replica that a stream is on runs ahead of the store, and the commits follow (`heads`).
+Only the first and the last step wait for theirs. Whoever continues such a sequence commits it under a new epoch first,
+which keeps all who were there before from committing anything more.
 """
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from services.runtime.core.errors import (
-    CapacityExceeded,
-    ModelVersionGone,
     SequenceError,
+    SequenceNotFound,
     StateCorrupt,
     StepConflict,
     StepContentMismatch,
-    StoreUnavailable,
 )
-from services.runtime.sequences.decide import Decision, Run, StepRequest, decide, keep_replies, start_over
-from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply, Terms
+from services.runtime.sequences.commits import Commits
+from services.runtime.sequences.contract import Standing, StepContext, Taken
+from services.runtime.sequences.decide import Recompute, Run, decide, keep_replies, standing, start_over
+from services.runtime.sequences.heads import Heads
+from services.runtime.sequences.history import descends, extended
+from services.runtime.sequences.lanes import Lanes
+from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply
 
 if TYPE_CHECKING:
     from services.runtime.core.clock import Clock
-    from services.runtime.core.ids import ModelId, SequenceName
-    from services.runtime.engine.served import Catalogue, ServedModel
+    from services.runtime.core.ids import SequenceName
+    from services.runtime.engine.served import Catalogue
+    from services.runtime.sequences.contract import Fold, SequenceEvents, SequencePolicy, Told
+    from services.runtime.sequences.decide import Decision, StepRequest
     from services.runtime.state.cache import RecordCache
     from services.runtime.state.store import StateStore
 
-ATTEMPTS_MAX = 4
+ATTEMPTS_MAX: Final = 4
 """Runs of one request: a stale cache and lost races cost one each."""
 
 
-class StepContext(NamedTuple):
-    """What a task's fold is told of the step it computes."""
-
-    sequence_id: str
-    position: Position
-    model: ServedModel
-    durability: Durability
-    end: bool
-    replaces_live: bool
-
-
-class Fold(Protocol):
-    """A task's step: carry in, serialised reply and new carry out. It must be a pure function of what it is given."""
-
-    async def __call__(self, context: StepContext, carry: Carry) -> tuple[bytes, Carry]:
-        """Computes one step."""
-        ...
-
-
-class SequenceEvents(Protocol):
-    """What happens to sequences, for metrics."""
-
-    def sequence_started(self, model: str) -> None:
-        """A sequence began."""
-        ...
-
-    def sequence_ended(self, model: str) -> None:
-        """A sequence took its last step."""
-        ...
-
-    def step_replayed(self, model: str) -> None:
-        """A retry was answered with the stored reply."""
-        ...
-
-    def step_conflicted(self, model: str) -> None:
-        """A commit found that somebody else had moved the sequence."""
-        ...
-
-    def step_refused(self, model: str, reason: str) -> None:
-        """A step could not be taken."""
-        ...
-
-    def step_timed(self, model: str, phase: str, seconds: float) -> None:
-        """A phase of a step, "load" or "commit", took so long."""
-        ...
-
-    def store_failed(self, operation: str) -> None:
-        """The store did not do `operation`, "load" or "commit"."""
-        ...
-
-    def cache_looked_up(self, model: str, *, hit: bool) -> None:
-        """A step could, or could not, go on from a record in this replica's memory."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class SequencePolicy:
-    """Bounds of one server: replies kept per sequence, requests that may wait for one, retention in milliseconds."""
-
-    replies_kept: int
-    waiters_max: int
-    retention_ms: int
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One sequence inside this process: its requests go one at a time."""
-
-    lock: asyncio.Lock
-    users: int = 0
-
-
 class Sequences:
-    """All sequences of a server.
-
-    Durability NONE is kept in `local`, which belongs to this process and is known to this replica only. Where a name
-    stands in both stores, the later start counts.
-    """
+    """All sequences of a server. `store` is shared by all replicas, `local` this process's own; see `Commits`."""
 
     def __init__(
         self,
@@ -124,77 +56,129 @@ class Sequences:
         events: SequenceEvents,
     ) -> None:
         self._catalogue = catalogue
-        self._store = store
-        self._local = local
-        self._cache = cache
         self._policy = policy
-        self._clock = clock
         self._events = events
-        self._any_local = False
-        self._terms_of: dict[ModelId, Terms] = {}  # bounded by the model versions served
-        self._lanes: dict[SequenceName, _Lane] = {}  # bounded by the requests in progress
+        self._commits = Commits(catalogue, store, local, cache, policy, clock, events)
+        self._heads = Heads(self._commits, policy, clock, events)
+        self._lanes = Lanes(policy.waiters_max)
 
-    async def step(self, name: SequenceName, request: StepRequest, fold: Fold) -> bytes:
-        """Takes one step and returns the serialised reply; a step taken before is answered with the same bytes.
+    @property
+    def uncommitted(self) -> int:
+        """Steps that have been answered and not been committed yet."""
+        return self._heads.uncommitted
+
+    async def step(self, name: SequenceName, request: StepRequest, fold: Fold) -> Taken:
+        """Takes one step; one that was taken before is answered with the same bytes.
 
         A cancelled or failing request changes nothing, unless its commit was on its way already.
 
         Raises:
             StatestreamError: the sequence stands where it stood.
         """
-        lane = self._lanes.setdefault(name, _Lane(asyncio.Lock()))
-        if lane.users > self._policy.waiters_max:
-            raise CapacityExceeded(f"{self._policy.waiters_max} requests wait for this sequence already")
-        lane.users += 1
         try:
-            async with lane.lock:
+            async with self._lanes.alone(name):
                 return await self._attempt(name, request, fold)
         except SequenceError as error:
             self._events.step_refused(name.model, error.reason)
             raise
-        finally:
-            lane.users -= 1
-            if not lane.users:
-                del self._lanes[name]
+
+    async def take_up(self, name: SequenceName, told: Told | None) -> Standing:
+        """Where a stream that resumes goes on. Nobody who worked on the sequence before can commit anything more.
+
+        An ended sequence is told of as it is: the reply to its last step can still be asked for.
+
+        Raises:
+            SequenceError: it cannot go on.
+            StoreUnavailable: the same call again is safe.
+        """
+        try:
+            async with self._lanes.alone(name):
+                record, at = await self._take_up(name)
+        except SequenceError as error:
+            self._events.step_refused(name.model, error.reason)
+            if isinstance(error, SequenceNotFound) and told is not None and self._is_recent(told.epoch):
+                self._events.loss_detected(name.model, healed=False)
+            raise
+        self._events.sequence_resumed(name.model)
+        lost = told is not None and (at.epoch, at.step - 1) < told
+        if lost:
+            self._events.loss_detected(name.model, healed=False)
+        return Standing(record, lost)
+
+    async def settle(self, name: SequenceName) -> int | None:
+        """Returns when the store holds all that was answered here; the last committed step, if a head tells it.
+
+        Raises:
+            SequenceError: the sequence has gone on elsewhere, without what was not committed here.
+            StoreUnavailable, CapacityExceeded: not now.
+        """
+        head = self._heads.get(name)
+        if head is None:
+            return None
+        await self._heads.settle(name)
+        return head.committed_step
 
     async def describe(self, name: SequenceName) -> Stored | Absence:
-        """Where a sequence stands now."""
-        found = await self._store.load(name)
-        if not self._any_local:
+        """Where a sequence stands in the store."""
+        return await self._commits.load(name)
+
+    async def replace(
+        self, name: SequenceName, expected: Position | None, record: Record, *, continues: bool
+    ) -> Stored | Absence | None:
+        """Commits `record`, which no step of this sequence made; None if it was put, else what was found."""
+        async with self._lanes.alone(name):
+            found = await self._commits.commit(name, expected, record, continues=continues)
+            if found is None:
+                self._heads.drop(name)
+                self._commits.cache.drop(name)
             return found
-        local = await self._local.load(name)
-        if isinstance(local, Stored) and not (isinstance(found, Stored) and _epoch(found) > _epoch(local)):
-            return local
-        return found
 
     async def end(self, name: SequenceName) -> Stored | Absence:
         """Ends a live sequence without a last step; returns what is there afterwards."""
         for _ in range(ATTEMPTS_MAX):
+            with suppress(SequenceError):
+                await self.settle(name)
             found = await self.describe(name)
             if not isinstance(found, Stored) or found.record.ended or found.expired:
                 return found
             record = found.record
             # A new epoch, so that no replica that still has the live record at hand can commit over the end.
-            after = record.position._replace(epoch=max(self._new_epoch(), record.position.epoch + 1))
-            ended = Record(after, record.model, record.durability, None, record.replies)
-            if await self._commit(name, record.position, ended) is None:
+            after = self._commits.fenced(record).position
+            ended = Record(after, record.model, record.durability, None, record.replies, record.history)
+            if await self.replace(name, record.position, ended, continues=True) is None:
                 self._events.sequence_ended(name.model)
                 return await self.describe(name)
         raise StepConflict("the sequence moves on too fast to be ended; try again")
 
-    async def _attempt(self, name: SequenceName, request: StepRequest, fold: Fold) -> bytes:
-        cached = self._from_cache(name, request)
-        decision, fresh = (cached, False) if cached else (await self._load_and_decide(name, request), True)
+    def new_epoch(self) -> int:
+        """For a record that begins a sequence anew."""
+        return self._commits.new_epoch()
+
+    async def close(self) -> None:
+        """Commits what was answered and not committed yet, and stops committing."""
+        await self._heads.close()
+
+    def _is_recent(self, epoch: int) -> bool:
+        """True if a sequence that began `epoch` and has ended since would still be remembered."""
+        return self._commits.new_epoch() - epoch < self._policy.retention_ms * 1000
+
+    async def _attempt(self, name: SequenceName, request: StepRequest, fold: Fold) -> Taken:
+        decision, fresh = await self._first_decision(name, request)
         for _ in range(ATTEMPTS_MAX):
             if isinstance(decision, StoredReply):
                 self._events.step_replayed(name.model)
-                return decision.reply
-            reply, found = await self._run(name, request, decision, fold)
+                return Taken(decision.reply, request.epoch, decision.step + 1)
+            if isinstance(decision, Recompute):
+                return await self._recompute(name, request, decision.record, fold)
+            if decision.base is not None and decision.base.durability is Durability.CHECKPOINT:
+                if not request.end:
+                    return await self._run_ahead(name, request, decision, decision.base, fold)
+                await self._heads.settle(name)
+            taken, found = await self._run(name, request, decision, fold)
             if found is None:
-                return reply
-            self._events.step_conflicted(name.model)
+                return taken
             try:
-                decision = decide(found, request, self._new_epoch())
+                decision = decide(found, request, self._commits.new_epoch())
             except StepContentMismatch as error:
                 if fresh:  # it was free when we looked: somebody took it while we ran
                     raise StepConflict("another request took this step with other content") from error
@@ -202,98 +186,155 @@ class Sequences:
             fresh = True
         raise StepConflict("the sequence was moved by others while this step ran; look where it stands")
 
-    def _from_cache(self, name: SequenceName, request: StepRequest) -> Run | None:
-        """A decision from this replica's memory, if it is to run: the commit then proves that it was not stale."""
+    async def _first_decision(self, name: SequenceName, request: StepRequest) -> tuple[Decision, bool]:
+        """What to do, and whether that was learnt from the store just now."""
+        new_epoch = self._commits.new_epoch()
         if request.start:
-            return None
-        record = self._cache.get(name)
-        usable = record is not None and not record.ended and request.step in (None, record.position.step)
-        self._events.cache_looked_up(name.model, hit=usable)
-        return Run(record.position, record.position, record) if record is not None and usable else None
+            try:
+                found = await self._commits.load(name, request.durability)
+            except StateCorrupt as error:
+                return start_over(error, new_epoch), True
+            return decide(found, request, new_epoch), True
+        record = self._at_hand(name, request)
+        if record is not None:
+            return decide(_as_found(record), request, new_epoch), False
+        if self._heads.get(name) is None:
+            decision = decide(await self._commits.load(name), request, new_epoch)
+            base = decision.base if isinstance(decision, Run) else None
+            if base is None or base.durability is not Durability.CHECKPOINT or request.epoch is not None:
+                return decision, True
+        # A stream that is new to the sequence has to be the only one on it before it runs ahead of the store.
+        record, _ = await self._take_up(name)
+        return decide(_as_found(record), request, new_epoch), True
 
-    async def _load_and_decide(self, name: SequenceName, request: StepRequest) -> Decision:
-        before = self._clock.monotonic()
+    def _at_hand(self, name: SequenceName, request: StepRequest) -> Record | None:
+        """A record in this replica's memory to go on from; only the commit proves that it is not out of date."""
+        head = self._heads.get(name)
+        if head is not None:
+            record = head.record if request.epoch is not None else None
+        else:
+            record = self._commits.cache.get(name)
+            if record is not None and (
+                request.step not in (None, record.position.step) or request.epoch not in (None, record.position.epoch)
+            ):
+                record = None
+        self._events.cache_looked_up(name.model, hit=record is not None)
+        return record
+
+    async def _take_up(self, name: SequenceName) -> tuple[Record, Position]:
+        """The sequence under a new epoch, committed, and where it was found. One that has ended is left as it is."""
+        for _ in range(ATTEMPTS_MAX):
+            with suppress(SequenceError):  # then the head has gone, and the store knows better
+                await self._heads.settle(name)
+            record = standing(await self._commits.load(name))
+            if record.ended:
+                return record, record.position
+            self._catalogue.pinned(record.model)  # who cannot serve it does not take it from those who can
+            fenced = self._commits.fenced(record)
+            if await self._commits.commit(name, record.position, fenced) is None:
+                self._heads.drop(name)
+                if fenced.durability is Durability.CHECKPOINT:
+                    self._heads.open(name, fenced)
+                return fenced, record.position
+        raise StepConflict("the sequence moves on too fast to be taken up; try again")
+
+    async def _run_ahead(self, name: SequenceName, request: StepRequest, run: Run, base: Record, fold: Fold) -> Taken:
+        """Computes and answers; the commit follows."""
+        head = self._heads.get(name) or self._heads.open(name, base)
+        if head.uncommitted >= self._policy.uncommitted_max:
+            await self._heads.settle(name)
+        head.steps += 1
         try:
-            if request.start:
-                found = await self._store_of(request.durability).load(name)
-            else:
-                found = await self.describe(name)
-        except StoreUnavailable:
-            self._events.store_failed("load")
-            raise
-        except StateCorrupt as error:
-            if not request.start:
-                raise
-            return start_over(error, self._new_epoch())
-        self._events.step_timed(name.model, "load", self._clock.monotonic() - before)
-        return decide(found, request, self._new_epoch())
+            record, reply = await self._compute(name, request, run, fold, head.committed_step)
+        finally:
+            head.steps -= 1
+        if head.failure is not None:
+            raise head.failure
+        self._heads.advance(head, record)
+        return Taken(reply, record.position.epoch, record.position.step)
 
     async def _run(
         self, name: SequenceName, request: StepRequest, run: Run, fold: Fold
-    ) -> tuple[bytes, Stored | Absence | None]:
+    ) -> tuple[Taken, Stored | Absence | None]:
         """Computes and commits; the second part is what the commit found if it was not made."""
-        model, durability = self._model_of_run(request, run)
-        context = StepContext(name.sequence_id, run.position, model, durability, request.end, run.replaces_live)
-        base_carry = run.base.carry if run.base else None
-        reply, carry = await fold(context, base_carry or Carry(model.initial_state, b""))
-        stored = StoredReply(run.position.step, request.digest, reply)
+        durability = run.base.durability if run.base else request.durability
+        committed = None if durability is Durability.NONE else run.position.step
+        record, reply = await self._compute(name, request, run, fold, committed)
+        found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)
+        if run.base is not None and _is_older(found, run.base):
+            self._events.loss_detected(name.model, healed=True)
+            found = await self._commits.commit(name, found.record.position, record)
+        if found is None:
+            self._committed(name, run, record)
+        return Taken(reply, record.position.epoch, record.position.step), found
+
+    def _committed(self, name: SequenceName, run: Run, record: Record) -> None:
+        if run.base is None or record.ended:
+            self._heads.drop(name)
+        if run.base is None:
+            self._events.sequence_started(name.model)
+            if record.durability is Durability.CHECKPOINT and not record.ended:
+                self._heads.open(name, record)
+        if record.ended:
+            self._events.sequence_ended(name.model)
+
+    async def _compute(
+        self, name: SequenceName, request: StepRequest, run: Run, fold: Fold, committed_step: int | None
+    ) -> tuple[Record, bytes]:
+        """The record after the step, and the reply."""
+        base, position = run.base, run.position
+        model = self._catalogue.pinned(base.model if base else request.model)
+        durability = base.durability if base else request.durability
+        history = extended(base, request.digest)
+        context = StepContext(
+            name.sequence_id, position, model, durability, request.end, run.replaces_live, committed_step, history
+        )
+        before = base.carry if base and base.carry else Carry(model.initial_state, b"")
+        reply, after = await fold(context, before)
+        large = len(reply) > self._policy.reply_bytes_max
+        stored = StoredReply(position.step, request.digest, b"" if large else reply)
         record = Record(
-            Position(run.position.epoch, run.position.step + 1),
+            Position(position.epoch, position.step + 1),
             model.model_id,
             durability,
-            None if request.end else carry,
-            keep_replies(run.base, stored, self._policy.replies_kept),
+            None if request.end else after,
+            keep_replies(base, stored, self._policy.replies_kept),
+            history,
+            before if large else None,
         )
-        found = await self._commit(name, run.expected, record)
-        if found is None:
-            if run.base is None:
-                self._any_local |= durability is Durability.NONE
-                self._events.sequence_started(name.model)
-            if request.end:
-                self._events.sequence_ended(name.model)
-        return reply, found
+        return record, reply
 
-    async def _commit(self, name: SequenceName, expected: Position | None, record: Record) -> Stored | Absence | None:
-        # Until the commit has answered nobody may go on from what is at hand: if this request is cancelled now, the
-        # commit may or may not take effect.
-        self._cache.drop(name)
-        store, terms, before = self._store_of(record.durability), self._terms(record), self._clock.monotonic()
-        try:
-            conflict = await store.commit(name, expected, record, terms)
-        except StoreUnavailable:
-            self._events.store_failed("commit")
-            raise
-        self._events.step_timed(name.model, "commit", self._clock.monotonic() - before)
-        if conflict is not None:
-            return conflict.found
-        if not record.ended:
-            self._cache.put(name, record)
-        return None
-
-    def _model_of_run(self, request: StepRequest, run: Run) -> tuple[ServedModel, Durability]:
-        if run.base is None:
-            return self._catalogue.pinned(request.model), request.durability
-        return self._catalogue.pinned(run.base.model), run.base.durability
-
-    def _terms(self, record: Record) -> Terms:
-        terms = self._terms_of.get(record.model)
-        if terms is None:
-            retention = self._policy.retention_ms
-            try:
-                defaults = self._catalogue.pinned(record.model).manifest.sequence
-            except ModelVersionGone:  # its sequences can still be ended
-                return Terms(retention, retention, retention)
-            terms = Terms(int(defaults.idle_timeout_s * 1000), int(defaults.lifetime_s * 1000), retention)
-            self._terms_of[record.model] = terms
-        return terms
-
-    def _store_of(self, durability: Durability) -> StateStore:
-        return self._local if durability is Durability.NONE else self._store
-
-    def _new_epoch(self) -> int:
-        """Microseconds since 1970: higher than any epoch of this name that the store has forgotten."""
-        return int(self._clock.wall() * 1e6)
+    async def _recompute(self, name: SequenceName, request: StepRequest, record: Record, fold: Fold) -> Taken:
+        """The reply to the latest step once more, which was too large to keep."""
+        step = record.position.step - 1
+        context = StepContext(
+            sequence_id=name.sequence_id,
+            position=Position(record.position.epoch, step),
+            model=self._catalogue.pinned(record.model),
+            durability=record.durability,
+            end=request.end,
+            replaces_live=False,
+            committed_step=None if record.durability is Durability.NONE else step,
+            history=record.history,
+        )
+        if record.previous is None:
+            raise AssertionError("only what has a previous carry is computed again")
+        reply, _ = await fold(context, record.previous)
+        self._events.step_replayed(name.model)
+        return Taken(reply, request.epoch, record.position.step)
 
 
-def _epoch(stored: Stored) -> int:
-    return stored.record.position.epoch
+def _as_found(record: Record) -> Stored:
+    """A record of which this process knows that it is live, as if it had been loaded."""
+    return Stored(record, float("inf"), 0, expired=False)
+
+
+def _is_older(found: Stored | Absence | None, base: Record) -> TypeGuard[Stored]:
+    """True if the store came back older than `base`, which it once held: what it has now led to `base`."""
+    return (
+        isinstance(found, Stored)
+        and not (found.expired or found.record.ended)
+        and found.record.position < base.position
+        and found.record.position.epoch <= base.position.epoch
+        and descends(base, found.record)
+    )

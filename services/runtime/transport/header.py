@@ -11,7 +11,7 @@ from services.runtime.state.types import Durability
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import ModelId
-    from services.runtime.sequences.sequences import StepContext
+    from services.runtime.sequences.contract import Standing, StepContext
 
 REPLACED = sequence_pb2.Warning(
     code="SEQUENCE_REPLACED", message="this start replaced a live sequence of the same name, whose state is gone"
@@ -19,16 +19,32 @@ REPLACED = sequence_pb2.Warning(
 
 
 def reply_header(context: StepContext) -> sequence_pb2.ReplyHeader:
-    """Where the sequence stands once this step is committed; the reply leaves after that."""
+    """Where the sequence stands when the reply leaves."""
     step = context.position.step
     return sequence_pb2.ReplyHeader(
         sequence_id=context.sequence_id,
         step=step,
-        committed_step=step if context.durability is Durability.STEP else None,
+        committed_step=context.committed_step,
         epoch=context.position.epoch,
         model=model_version(context.model.model_id),
         ended=context.end,
         warnings=(REPLACED,) if context.replaces_live else (),
+        history_digest=context.history,
+    )
+
+
+def opening_header(sequence_id: str, standing: Standing) -> sequence_pb2.ReplyHeader:
+    """Where a sequence stands that a stream resumes; answers no step."""
+    record = standing.record
+    return sequence_pb2.ReplyHeader(
+        sequence_id=sequence_id,
+        committed_step=None if record.durability is Durability.NONE else record.position.step - 1,
+        epoch=record.position.epoch,
+        model=model_version(record.model),
+        ended=record.ended,
+        next_step=record.position.step,
+        lost=standing.lost,
+        history_digest=record.history,
     )
 
 

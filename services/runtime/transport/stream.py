@@ -1,4 +1,8 @@
-"""The shape of every streaming call: the configuration first, then steps of one sequence, a reply to each."""
+"""The shape of every streaming call: the configuration first, then steps of one sequence, a reply to each.
+
+A stream that resumes is first told where the sequence stands. One that is open when the replica stops is ended once all
+that it was answered is committed, and told the step to go on with elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from statestream.common.v1 import sequence_pb2
 
-from services.runtime.core.errors import InvalidInput
+from services.runtime.core.errors import Draining, InvalidInput, StatestreamError
 from services.runtime.core.ids import DEFAULT_TENANT, SequenceName, checked_name, new_sequence_id
+from services.runtime.sequences.contract import Told
 from services.runtime.sequences.decide import StepRequest, content_digest
 from services.runtime.state.types import Durability
 from services.runtime.transport.deadline import deadline_of
 from services.runtime.transport.gate import well_formed
+from services.runtime.transport.header import opening_header
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     import grpc
 
     from services.runtime.core.ids import ModelId
-    from services.runtime.sequences.sequences import Fold
+    from services.runtime.sequences.contract import Fold
     from services.runtime.transport.task import Runtime
 
 RequestT = TypeVar("RequestT")
@@ -36,6 +42,7 @@ class SequenceTask(Generic[RequestT, PieceT]):
         config_of, control_of: the parts of a request that all tasks share; None where the message is not of that kind.
         parse: checks a request and gives (piece, content); two requests are the same if their contents are.
         closing: the piece, and content, that ends a sequence whose client half-closes an unnamed stream.
+        opening: the serialised response that has a header and nothing else.
         fold: the step for a piece; `deadline` is a monotonic time or None.
     """
 
@@ -44,12 +51,16 @@ class SequenceTask(Generic[RequestT, PieceT]):
     control_of: Callable[[RequestT], sequence_pb2.StepControl | None]
     parse: Callable[[RequestT], tuple[PieceT, bytes]]
     closing: tuple[PieceT, bytes]
+    opening: Callable[[sequence_pb2.ReplyHeader], bytes]
     fold: Callable[[PieceT, float | None], Fold]
 
 
 @dataclass(slots=True)
 class _Opened:
-    """A stream on a sequence, and what the next step on it starts with."""
+    """A stream on a sequence, and what the next step on it starts with.
+
+    `epoch` and `next_step` are known once the sequence was resumed or a step was taken here.
+    """
 
     name: SequenceName
     start: bool
@@ -57,6 +68,8 @@ class _Opened:
     durability: Durability
     model: ModelId
     ends_on_half_close: bool
+    epoch: int | None = None
+    next_step: int | None = None
 
     def request(self, control: sequence_pb2.StepControl, content: bytes) -> StepRequest:
         """The step that a message asks for."""
@@ -65,7 +78,7 @@ class _Opened:
             raise InvalidInput("control.step", f"the first step of a sequence is 0, not {step}")
         key = self.start_key if self.start else ""
         digest = content_digest(content, end=control.end, start_key=key)
-        return StepRequest(self.start, key, step, control.end, digest, self.durability, self.model)
+        return StepRequest(self.start, key, step, control.end, digest, self.durability, self.model, self.epoch)
 
 
 async def serve_stream(
@@ -81,9 +94,15 @@ async def serve_stream(
     Raises:
         StatestreamError: told to the client by the gate.
     """
-    opened = _open(task, runtime, await _receive(runtime, requests))
+    first = await _receive(runtime, requests)
+    config = task.config_of(first) if first is not None else None
+    if config is None:
+        raise InvalidInput("config", "must be the first message of the stream")
+    opened = _open(task, runtime, config)
     deadline = deadline_of(context, runtime.clock)
-    while (message := await _receive(runtime, requests)) is not None:
+    if config.resume:
+        yield task.opening(await _resume(runtime, opened, config))
+    while (message := await _next(runtime, opened, requests)) is not None:
         control = task.control_of(message)
         if control is None:
             raise InvalidInput("message", "must be a step; the configuration comes once, first")
@@ -94,17 +113,48 @@ async def serve_stream(
         piece, content = task.closing
         control = sequence_pb2.StepControl(end=True)
         yield await _step(runtime, opened, control, task.fold(piece, deadline), content)
+    else:
+        await runtime.sequences.settle(opened.name)
+
+
+async def _next(runtime: Runtime, opened: _Opened, requests: AsyncIterator[RequestT]) -> RequestT | None:
+    """The next message. Where the replica stops instead, the stream is told where to go on."""
+    try:
+        return await _receive(runtime, requests)
+    except Draining as draining:
+        raise await _go_away(runtime, opened, draining) from None
+
+
+async def _go_away(runtime: Runtime, opened: _Opened, draining: Draining) -> Draining:
+    if opened.next_step is not None:
+        draining.metadata["next_step"] = str(opened.next_step)
+        try:
+            committed_step = await runtime.sequences.settle(opened.name)
+        except StatestreamError:
+            return draining  # the client still has what could not be committed, and sends it again
+        if opened.durability is not Durability.NONE:
+            draining.metadata["committed_step"] = str(
+                opened.next_step - 1 if committed_step is None else committed_step
+            )
+    return draining
+
+
+async def _resume(runtime: Runtime, opened: _Opened, config: sequence_pb2.SequenceConfig) -> sequence_pb2.ReplyHeader:
+    told = Told(config.epoch, config.committed_step) if config.HasField("committed_step") else None
+    standing = await runtime.sequences.take_up(opened.name, told)
+    opened.epoch, opened.next_step = standing.record.position
+    opened.durability = standing.record.durability
+    return opening_header(opened.name.sequence_id, standing)
 
 
 async def _receive(runtime: Runtime, requests: AsyncIterator[RequestT]) -> RequestT | None:
     return well_formed(await runtime.drain.receive(requests))
 
 
-def _open(task: SequenceTask[RequestT, PieceT], runtime: Runtime, first: RequestT | None) -> _Opened:
-    config = task.config_of(first) if first is not None else None
-    if config is None:
-        raise InvalidInput("config", "must be the first message of the stream")
+def _open(task: SequenceTask[RequestT, PieceT], runtime: Runtime, config: sequence_pb2.SequenceConfig) -> _Opened:
     unnamed = not config.sequence_id
+    if config.resume and (unnamed or config.start):
+        raise InvalidInput("config.resume", "needs a sequence_id, and cannot be with start")
     sequence_id = new_sequence_id() if unnamed else checked_name(config.sequence_id, "config.sequence_id")
     if config.start_key:
         checked_name(config.start_key, "config.start_key")
@@ -131,7 +181,8 @@ async def _step(
     runtime: Runtime, opened: _Opened, control: sequence_pb2.StepControl, fold: Fold, content: bytes
 ) -> bytes:
     runtime.events.message_received(opened.name.model)
-    reply = await runtime.sequences.step(opened.name, opened.request(control, content), fold)
+    taken = await runtime.sequences.step(opened.name, opened.request(control, content), fold)
     opened.start = False
+    opened.epoch, opened.next_step = taken.epoch, taken.next_step
     opened.ends_on_half_close = opened.ends_on_half_close and not control.end
-    return reply
+    return taken.reply

@@ -17,8 +17,9 @@ from services.runtime.core.errors import (
 )
 from services.runtime.core.ids import ModelId, SequenceName
 from services.runtime.engine.served import Catalogue
+from services.runtime.sequences.contract import SequencePolicy, StepContext
 from services.runtime.sequences.decide import StepRequest, content_digest
-from services.runtime.sequences.sequences import SequencePolicy, Sequences, StepContext
+from services.runtime.sequences.sequences import Sequences
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.types import Absence, Carry, Durability, Stored
@@ -48,7 +49,7 @@ class Bench:
         self.local = MemoryStore(self.clock, bytes_max=10**6, sequences_max=100)
         self.catalogue = Catalogue()
         self.catalogue.add(toy_served(self.clock))
-        self.policy = SequencePolicy(replies_kept=2, waiters_max=waiters_max, retention_ms=1000)
+        self.policy = SequencePolicy(replies_kept=2, waiters_max=waiters_max, retention_ms=1000, checkpoints_kept=0)
         self.cache = RecordCache(sequences_max=10, bytes_max=10**6)
         self.sequences = self.replica()
 
@@ -59,7 +60,8 @@ class Bench:
         """Adds 1 to the sum; the reply is the sum."""
         digest = content_digest(str(step).encode(), end=False)
         request = StepRequest(start, "", step, end=False, digest=digest, durability=Durability.STEP, model=TOY_ID)
-        return await self.sequences.step(NAME, request._replace(**fields), add_one)
+        taken = await self.sequences.step(NAME, request._replace(**fields), add_one)
+        return taken.reply
 
 
 async def add_one(context: StepContext, carry: Carry) -> tuple[bytes, Carry]:

@@ -1,0 +1,43 @@
+"""What stands for all that a sequence was fed: a digest that each step extends (pure)."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from services.runtime.state.types import Record
+
+HISTORY_BYTES = 16
+
+
+def extended(base: Record | None, digest: bytes) -> bytes:
+    """History after one more step, whose content has `digest`; empty where that before it is not known."""
+    if base is not None and not base.history:
+        return b""
+    return _link(base.history if base is not None else b"", digest)
+
+
+def rewound(history: bytes, epoch: int) -> bytes:
+    """History of a sequence that was put back to where it had `history`, under a new epoch.
+
+    It differs from the one before, so that a client which had gone on from there does not take the rewind for a loss.
+    """
+    return _link(history, b"rewound %d" % epoch) if history else b""
+
+
+def descends(later: Record, earlier: Record) -> bool:
+    """True if `later` is known to have come of `earlier` by the steps whose digests it keeps."""
+    if not earlier.history or earlier.position.step > later.position.step:
+        return False
+    digests = {reply.step: reply.digest for reply in later.replies}
+    history = earlier.history
+    for step in range(earlier.position.step, later.position.step):
+        if step not in digests:
+            return False
+        history = _link(history, digests[step])
+    return history == later.history
+
+
+def _link(history: bytes, digest: bytes) -> bytes:
+    return blake2b(history + digest, digest_size=HISTORY_BYTES, person=b"history").digest()
