@@ -24,7 +24,10 @@ from services.runtime.model.registry import Artefact, find_artefacts, load
 from services.runtime.observability.logs import configure_logs
 from services.runtime.observability.metrics import Metrics
 from services.runtime.sequences.contract import SequencePolicy
+from services.runtime.sequences.copies import Stores
+from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
+from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
@@ -82,15 +85,16 @@ class Server:
         self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)
         # The published stubs do not know the asyncio servicer.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._sequences = self._make_sequences()
+        # Sequences without durability, apart from the store that replicas share.
+        local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
+        self._sequences = self._make_sequences(local)
+        self._lifecycle = self._make_lifecycle(local)
         self._server = self._make_server()
         self._metrics_server: tuple[WSGIServer, Thread] | None = None
         self.port = 0
 
-    def _make_sequences(self) -> Sequences:
+    def _make_sequences(self, local: StateStore) -> Sequences:
         settings = self._settings
-        # Sequences without durability, apart from the store that replicas share.
-        local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
         policy = SequencePolicy(
             replies_kept=settings.replies_kept,
             reply_bytes_max=settings.reply_bytes_max,
@@ -111,6 +115,12 @@ class Server:
         self.metrics.watch_uncommitted(lambda: sequences.uncommitted)
         return sequences
 
+    def _make_lifecycle(self, local: StateStore) -> Lifecycle:
+        key = self._settings.snapshot_key
+        snapshots = SnapshotFormat(key.get_secret_value().encode()) if key else None
+        stores = Stores(self._store, local)
+        return Lifecycle(self._sequences, stores, self._catalogue, snapshots, self._clock, self.metrics)
+
     def _make_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[self._gate],
@@ -126,7 +136,7 @@ class Server:
         for task in self._tasks:
             task.register(server, runtime)
         lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(
-            lifecycle.LifecycleServicer(self._sequences), server
+            lifecycle.LifecycleServicer(self._lifecycle), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*self._services(), health.SERVICE_NAME, reflection.SERVICE_NAME)
