@@ -15,6 +15,9 @@ command = LazyGroup(
         "demo": Entry("services.cli.demo", "Start a server, send it a review, and show the answer as it comes."),
         "serve": Entry("services.cli.serve", "Serve until SIGTERM or SIGINT, then drain."),
         "call": Entry("services.cli.call", "Call a task of a running server."),
+        "sequences": Entry(
+            "services.cli.sequences", "List, show, fork, rewind, move and end sequences of a running server."
+        ),
         "models": Entry("services.cli.models", "List, show and verify exported models."),
         "doctor": Entry("services.cli.doctor", "Say what is missing here, and how to mend it."),
         "health": Entry("services.cli.health", "Ask a server whether it serves; for probes."),

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from services.cli import call, models
+from services.cli import call, models, sequences
 from services.cli.lazy import Entry, LazyGroup
 from services.cli.main import command as main
 from services.cli.settings import read_settings
@@ -18,7 +18,7 @@ from services.cli.tasks import discover, task_names
 if TYPE_CHECKING:
     from pathlib import Path
 
-GROUPS = {"": main, "call": call.command, "models": models.command}
+GROUPS = {"": main, "call": call.command, "models": models.command, "sequences": sequences.command}
 ENTRIES = [(group, name, entry) for group, found in GROUPS.items() for name, entry in found.entries.items()]
 
 
@@ -32,7 +32,9 @@ def test_the_table_says_what_the_command_says(group: str, name: str, entry: Entr
         assert command.help == entry.help
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["call", "--help"], ["models", "-h"], ["serve", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["call", "--help"], ["models", "-h"], ["sequences", "--help"], ["serve", "--help"]]
+)
 def test_help_is_given(arguments: list[str]) -> None:
     """Every level has its help."""
     assert "Usage: statestream" in CliRunner().invoke(main, arguments, prog_name="statestream").output
