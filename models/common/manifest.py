@@ -124,7 +124,7 @@ class SequenceDefaults(_Record):
 
     idle_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     lifetime_s: Annotated[float, Field(gt=0)] = 86400.0
-    durability: Literal["none", "step", "checkpoint"] = "step"
+    durability: Literal["none", "step", "checkpoint"] = "checkpoint"
 
 
 class DataSource(_Record):
