@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -15,8 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
 START_S_MAX = 30
+
+STEADY_PORTS = range(20_000, 30_000)
+"""Below those that the system gives to connections: a process that is down for a while finds its own free again."""
 
 
 def free_port() -> int:
@@ -24,6 +30,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def steady_port() -> int:
+    """A free port that a process can leave and take again; see STEADY_PORTS."""
+    while True:
+        port = random.choice(STEADY_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Replica:
@@ -38,6 +53,10 @@ class Replica:
         """Where it serves."""
         return f"127.0.0.1:{self.port}"
 
+    def signal(self, number: int) -> None:
+        """Sends it a signal: SIGSTOP makes it hang, SIGCONT goes on."""
+        self.process.send_signal(number)
+
     async def kill(self) -> None:
         """The process is gone at once, as in a crash."""
         self.process.kill()
@@ -49,14 +68,31 @@ class Replica:
         return await self.process.wait()
 
 
-async def start_replica(**settings: str) -> Replica:
-    """A replica that says SERVING; `settings` are environment variables without their prefix, lower case."""
-    port = free_port()
+async def start_replica(port: int | None = None, log: Path | None = None, /, **settings: str) -> Replica:
+    """A replica that says SERVING; `settings` are environment variables without their prefix, lower case.
+
+    What it prints goes to the end of `log`, or else to where our own output goes.
+    """
+    port = free_port() if port is None else port
     values = {"listen": f"127.0.0.1:{port}", "metrics_listen": "", "log_level": "error", "drain_s": "5", **settings}
     environment = {**os.environ, **{f"STATESTREAM_{name.upper()}": value for name, value in values.items()}}
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "services.sentiment", env=environment)
+    with log.open("ab") if log else contextlib.nullcontext() as out:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.sentiment", env=environment, stdout=out, stderr=out
+        )
     replica = Replica(process, port)
-    await asyncio.wait_for(serving(replica.address), START_S_MAX)
+    up, gone = asyncio.ensure_future(serving(replica.address)), asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.wait((up, gone), timeout=START_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        serves = up.done()
+    finally:
+        up.cancel()
+        gone.cancel()
+        if not up.done():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    if not serves:
+        raise RuntimeError(f"the replica does not serve; exit status {process.returncode}")
     return replica
 
 

@@ -1,0 +1,198 @@
+"""The load: a process with many live streams, each one sequence after the other, with every reply written down.
+
+It begins to end its sequences when it gets SIGTERM, and exits once all have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import uvloop
+from statestream import AsyncClient, Durability, RetryPolicy, errors
+
+from tests.chaos.log import Answer, Begun, Broken, Line, Reply, Totals, write
+from tests.chaos.texts import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import TextIO
+
+    from statestream import AsyncSentimentStream, SentimentUpdate
+
+STEP_S_MAX = 3.0
+"""After so long without a reply the user takes the replica for lost and sends the step again."""
+
+PATIENCE_S = 60.0
+"""After so long a step, or the taking up of a sequence, has failed."""
+
+AGAIN = (errors.Unavailable, errors.DeadlineExceeded, errors.CallCancelled, errors.CapacityExceeded)
+"""What a user may answer with the same call again."""
+
+
+class Task(NamedTuple):
+    """What one process of the load does; `steps_per_s` is that of one stream."""
+
+    target: str
+    streams: list[int]
+    seed: int
+    steps_per_s: float
+    durability: str
+    log: str
+
+
+class Load:
+    """The streams of one process."""
+
+    def __init__(self, task: Task, client: AsyncClient, log: TextIO) -> None:
+        self._task = task
+        self._client = client
+        self._log = log
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """From now on each sequence takes one more step, its last."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Returns once every sequence has ended after `stop`."""
+        await asyncio.gather(*(self._live(stream) for stream in self._task.streams))
+
+    async def _live(self, stream: int) -> None:
+        number = 0
+        while not self._stopping.is_set():
+            user = _User(self._task, self._client, stream, number, self._tell, self._stopping)
+            await user.read_text()
+            number += 1
+
+    def _tell(self, line: Line) -> None:
+        self._log.write(write([line]))
+
+
+class _User:
+    """Who has one text judged."""
+
+    def __init__(
+        self,
+        task: Task,
+        client: AsyncClient,
+        stream: int,
+        number: int,
+        tell: Callable[[Line], None],
+        stopping: asyncio.Event,
+    ) -> None:
+        self._task = task
+        self._client = client
+        self._id = (stream, number)
+        self._tell = tell
+        self._stopping = stopping
+        self._text = Text(task.seed, stream, number)
+        self._gaps = random.Random(f"gaps {task.seed}/{stream}/{number}")
+        self._step = 0
+
+    async def read_text(self) -> None:
+        """All steps of the sequence, on as many streams as its user changes to."""
+        name = f"chaos-{self._task.seed}-{self._id[0]}-{self._id[1]}"
+        session = 0
+        ended = False
+        try:
+            while not ended:
+                stream = self._client.sentiment.stream(
+                    name, resume=session > 0, durability=Durability[self._task.durability.upper()]
+                )
+                await _patiently(stream.__aenter__)
+                try:
+                    ended = await self._take_steps(stream, session)
+                finally:
+                    await stream.__aexit__(None, None, None)
+                    self._tell(_totals(stream))
+                session += 1
+        except errors.StatestreamError as error:
+            self._tell(Broken(*self._id, self._step, time.monotonic(), f"{type(error).__name__} {error}"))
+
+    async def _take_steps(self, stream: AsyncSentimentStream, session: int) -> bool:
+        """Takes steps until the sequence has ended (True), or its user changes to another stream (False)."""
+        self._tell(Begun(*self._id, session, stream.next_step, time.monotonic()))
+        self._step = began = stream.next_step
+        while True:
+            step = self._step
+            # What a stream that was left had not committed is sent again, as it was; only then may the text end.
+            last = step >= self._text.known and (self._stopping.is_set() or step >= self._text.steps - 1)
+            piece = self._text.last(step) if last else self._text.piece(step)
+            opened_before = _reconnects(stream)
+            sent_at = time.monotonic()
+            update = await _patiently(lambda: self._send(stream, piece, last=last))  # noqa: B023 - awaited here
+            self._tell(self._reply(session, update, sent_at, _reconnects(stream) - opened_before))
+            self._step = step + 1
+            if last:
+                return True
+            if self._step > began + 1 and self._text.leaves_before(self._step):
+                return False
+            await self._pause()
+
+    async def _send(self, stream: AsyncSentimentStream, piece: bytes, *, last: bool) -> SentimentUpdate:
+        if piece or not last:
+            return await stream.send(piece, end=last, timeout_s=STEP_S_MAX)
+        return await stream.end(timeout_s=STEP_S_MAX)
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self._gaps.uniform(0, 2 / self._task.steps_per_s)):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    def _reply(self, session: int, update: SentimentUpdate, sent_at: float, reconnects: int) -> Reply:
+        header, result = update.header, update.sentiment
+        return Reply(
+            *self._id,
+            session,
+            header.step,
+            sent_at,
+            time.monotonic(),
+            header.committed_step,
+            header.epoch,
+            update.final and header.ended,
+            Answer(result.label, result.positive_probability.hex(), result.word_count),
+            reconnects,
+        )
+
+
+async def _patiently(call: Callable[[], Awaitable[Any]]) -> Any:
+    """The result of a call, which is made again while that may help."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except AGAIN:
+            if time.monotonic() > until:
+                raise
+
+
+def _reconnects(stream: AsyncSentimentStream) -> int:
+    return int(getattr(getattr(stream, "stats", None), "reconnects", 0))
+
+
+def _totals(stream: AsyncSentimentStream) -> Totals:
+    stats = getattr(stream, "stats", None)
+    return Totals(*(int(getattr(stats, name, 0)) for name in Totals._fields))
+
+
+async def main(task: Task) -> None:
+    """Runs the load."""
+    policy = RetryPolicy(attempts_max=1000, delay_s_max=0.5)
+    with open(task.log, "w", encoding="utf-8", buffering=1 << 16) as log:  # noqa: ASYNC230, PTH123 - local, buffered
+        async with AsyncClient(task.target, timeout_s=STEP_S_MAX, retry=policy) as client:
+            load = Load(task, client, log)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, load.stop)
+            print("the signal may come from now on", flush=True)
+            await load.run()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Task(*json.loads(sys.argv[1]))))
