@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,11 +26,12 @@ DIGEST = "0" * 64
 TOY_ID = ModelId("toy", "1", DIGEST)
 
 
-def toy_manifest() -> Manifest:
+@lru_cache
+def toy_manifest(version: str = "1") -> Manifest:
     """One feature x (T, N), one state (1, N, 2), the sum so far per timestep and at the end of the chunk."""
     return Manifest(
         name="toy",
-        version="1",
+        version=version,
         task="toy",
         inputs=(
             InputSpec(name="x", dtype="float32", dims=("time", "batch"), role="features"),
@@ -50,10 +52,11 @@ def toy_manifest() -> Manifest:
 
 
 class ToyModel:
-    """Adds up. Refuses 666 (the whole run fails, as a runtime's would) and makes NaN of 999."""
+    """Adds up, each number as often as its version says. Refuses 666 (the whole run fails) and makes NaN of 999."""
 
-    def __init__(self) -> None:
-        self.manifest = toy_manifest()
+    def __init__(self, version: str = "1") -> None:
+        self.manifest = toy_manifest(version)
+        self._weight = np.float32(version)
         self.batch_sizes: list[int] = []
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
@@ -64,6 +67,7 @@ class ToyModel:
         if (x == 666).any():
             raise RuntimeError("a run that fails")
         x[x == 999] = np.nan
+        x *= self._weight
         for n, length in enumerate(lengths):
             x[length:, n] = 0
         before: Any = feeds["s"][0, :, 0]
@@ -103,4 +107,5 @@ def toy_served(
     model = model or ToyModel()
     batcher = Batcher(model, limits or BatchLimits(), clock, NoEvents(), executor or InlineExecutor())
     initial = tuple(state.initial_array() for state in model.manifest.states)
-    return ServedModel(TOY_ID, model.manifest, batcher, initial, None)
+    model_id = TOY_ID._replace(version=model.manifest.version)
+    return ServedModel(model_id, model.manifest, batcher, initial, None)

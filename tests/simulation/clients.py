@@ -1,0 +1,194 @@
+"""The clients of a simulation: each works with the real client library, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from statestream import Durability, RetryPolicy, errors
+from statestream._channel import Connection
+from statestream._retry import Timing
+from statestream._sequences import AsyncSequences
+from statestream._replay import ReplayBounds
+from statestream._stream import AsyncStepStream
+from statestream._wire import StreamOptions
+
+from services.runtime.state.types import Durability as Kept
+from tests.kit.simulated_calls import Channel
+from tests.kit.simulated_task import MODEL, Piece, ToyUpdate, ToyWire
+from tests.kit.virtual_time import Node
+from tests.simulation.ledger import Story
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+TIMEOUT_S = 5.0
+
+AGAIN = (
+    errors.Unavailable,
+    errors.DeadlineExceeded,
+    errors.CallCancelled,
+    errors.CapacityExceeded,
+    errors.ModelFailure,
+)
+"""After these a step is sent again: nothing was said about the sequence."""
+
+Stream = AsyncStepStream[bytes, ToyUpdate]
+
+
+def values_of(writer: str, step: int) -> bytes:
+    """What a writer's step reads: one to five small numbers, the same whenever it is asked."""
+    digest = blake2b(f"{writer} {step}".encode(), digest_size=6).digest()
+    return np.array([1 + byte % 9 for byte in digest[1 : 2 + digest[0] % 5]], np.float32).tobytes()
+
+
+class Seat:
+    """One process of a client: its connection, and the streams it opens."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.node = Node(world.loop, name)
+        rng, plan = world.rng, world.plan
+        timing = Timing(
+            clock=world.loop.time,
+            sleep=asyncio.sleep,
+            random_unit=rng.random,
+            unique=lambda: f"{name}-{rng.getrandbits(64):x}",
+        )
+        self.connection = Connection(
+            "replicas",
+            timeout_s=TIMEOUT_S,
+            credentials=None,
+            policy=RetryPolicy(),
+            timing=timing,
+            replay=ReplayBounds(steps_max=plan.replay_steps_max, slack_steps=plan.replay_slack),
+        )
+        self.channel = Channel(world.network, self.node)
+        # The channel of the simulation in place of one of grpc.
+        self.connection._channel = self.channel  # pyright: ignore[reportAttributeAccessIssue]
+        self.sequences = AsyncSequences(self.connection)
+
+
+class Actor:
+    """One client that takes the steps of one sequence; `kind` says how it behaves.
+
+    What it sends as step n is always the same, so that another process can go on where this one has vanished.
+    """
+
+    def __init__(self, world: World, number: int, kind: str) -> None:
+        plan = world.plan
+        self.world = world
+        self.kind = kind
+        self.name = f"client-{number}"
+        self.rng = random.Random(f"client {plan.seed} {number}")
+        self.steps = plan.steps[number]
+        self.sequence_id = f"s{number}"
+        self.writer = self.name
+        self.sent: dict[int, Piece] = {}
+        self.taken = 0
+        self.lives = 0
+        self.ends = self.rng.random() < 0.6
+        durability = {"step": Durability.STEP, "none": Durability.NONE, "checkpoint": Durability.CHECKPOINT}.get(kind)
+        self.durability = durability or self.rng.choice((Durability.CHECKPOINT, Durability.CHECKPOINT, Durability.STEP))
+        self.story = Story(Kept(self.durability), own=self.sent)
+        world.ledger.stories[self.sequence_id] = self.story
+        if kind == "none":
+            self.story.excuses |= {"SEQUENCE_NOT_FOUND", "STEP_OUT_OF_ORDER"}
+
+    async def run(self) -> None:
+        """All of its life, seen from outside: a process that vanishes is followed by another."""
+        while not await self._live():
+            await asyncio.sleep(self.rng.random() * 0.5)
+
+    async def _live(self) -> bool:
+        """One process; False: it has vanished before it was done."""
+        seat = Seat(self.world, f"{self.name}.{self.lives}")
+        self.lives += 1
+        over: asyncio.Future[bool] = self.world.loop.create_future()
+        seat.node.on_crash.append(lambda: over.done() or over.set_result(False))
+
+        async def main() -> None:
+            try:
+                await self._work(seat)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run ends with it
+                over.set_exception(error)
+            else:
+                over.set_result(True)
+
+        seat.node.spawn(main())
+        return await over
+
+    async def _work(self, seat: Seat) -> None:
+        resume = self.lives > 1
+        try:
+            async with self._stream(seat, resume=resume) as stream:
+                if resume:
+                    self.taken = stream.next_step
+                while self.taken < self.steps:
+                    await self._pause()
+                    await self._take(stream, self.taken)
+                    self.taken += 1
+                    self._may_vanish(seat)
+        except errors.SequenceEnded as error:
+            if self.steps - 1 not in self.sent or not self.sent[self.steps - 1].end:
+                self.world.ledger.failed(self.sequence_id, error)
+        except errors.StatestreamError as error:
+            self.world.trace(self.name, "gives up", error.reason)
+            if isinstance(error, AGAIN):
+                raise
+            self.world.ledger.failed(self.sequence_id, error)
+            return
+        self.world.trace(self.name, "is done")
+        ended = self.ends or self.kind == "unnamed"
+        self.world.done.append((self.sequence_id, self.steps, ended))
+
+    def _stream(self, seat: Seat, *, resume: bool) -> Stream:
+        options = StreamOptions(sequence_id=self.sequence_id, resume=resume, durability=self.durability)
+        wire = ToyWire(seat.channel, self._hears)
+        return AsyncStepStream(seat.connection, wire, options)
+
+    def _hears(self, config: Any, response: Any) -> None:
+        header, world = response.header, self.world
+        if header.HasField("next_step"):
+            world.trace(self.name, "goes on at", header.next_step, "lost" if header.lost else "")
+            world.check(world.ledger.taken_up, self.sequence_id, config, header)
+        else:
+            committed = header.committed_step if header.HasField("committed_step") else None
+            world.trace(self.name, "hears", header.step, "committed", committed, "epoch", header.epoch)
+            world.check(world.ledger.told, self.sequence_id, self.sent, response)
+
+    async def _take(self, stream: Stream, step: int) -> ToyUpdate:
+        end = self.ends and step == self.steps - 1
+        piece = Piece(values_of(self.writer, step), end)
+        self.sent[step] = piece
+        while True:
+            try:
+                return await self._send(stream, piece)
+            except AGAIN as error:
+                self.world.trace(self.name, "is told", error.reason, "at", step)
+                await asyncio.sleep(self.rng.random() * 0.05)
+
+    async def _send(self, stream: Stream, piece: Piece) -> ToyUpdate:
+        self.world.trace(self.name, "sends", stream.next_step)
+        if self.kind != "impatient" or self.world.calm or self.rng.random() < 0.5:
+            return await stream.send(piece.values, end=piece.end)
+        while True:
+            sending = asyncio.create_task(stream.send(piece.values, end=piece.end))
+            await asyncio.wait({sending}, timeout=self.rng.random() * 0.02)
+            sending.cancel()
+            await asyncio.wait({sending})
+            if not sending.cancelled():
+                return sending.result()
+            self.world.trace(self.name, "is impatient at", stream.next_step)
+            if self.world.calm:
+                return await stream.send(piece.values, end=piece.end)
+
+    async def _pause(self) -> None:
+        if self.world.plan.pause_s_max:
+            await asyncio.sleep(self.rng.random() * self.world.plan.pause_s_max)
+
+    def _may_vanish(self, seat: Seat) -> None:
+        if self.kind == "vanishing" and self.lives < 3 and self.rng.random() < 0.3:
+            seat.node.turns_left = self.rng.randrange(60)

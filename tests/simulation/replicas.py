@@ -1,0 +1,106 @@
+"""One replica of the server as a process of the simulation: all of its parts are the real ones."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any
+
+from statestream.common.v1 import lifecycle_service_pb2_grpc
+
+from services.runtime.engine.scheduler import BatchLimits
+from services.runtime.engine.served import Catalogue
+from services.runtime.sequences.copies import Stores
+from services.runtime.sequences.lifecycle import Lifecycle
+from services.runtime.sequences.sequences import Sequences
+from services.runtime.state.cache import RecordCache
+from services.runtime.state.memory import MemoryStore
+from services.runtime.transport import lifecycle
+from services.runtime.transport.drain import Drain
+from services.runtime.transport.gate import Gate
+from services.runtime.transport.stream import serve_stream
+from services.runtime.transport.task import Runtime
+from tests.kit.simulated_link import StoreLink
+from tests.kit.simulated_server import Server
+from tests.kit.simulated_task import METHOD, Request, toy_task
+from tests.kit.toy import NoEvents, ToyModel, toy_served
+from tests.kit.virtual_time import Node
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Mapping, Sequence
+
+    from services.runtime.engine.collate import Array
+    from tests.simulation.world import World
+
+DRAIN_S = 2.0
+
+
+class SlowExecutor(Executor):
+    """Runs take `seconds()`, and stand still with their process."""
+
+    def __init__(self, node: Node, seconds: Callable[[], float]) -> None:
+        self._node = node
+        self._seconds = seconds
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """See `Executor`."""
+        future: Future[Any] = Future()
+        self._node.call_later(self._seconds(), lambda: future.set_result(fn(*args, **kwargs)))
+        return future
+
+
+class FailingModel(ToyModel):
+    """The toy, of whose runs some fail."""
+
+    def __init__(self, version: str, rng: random.Random) -> None:
+        super().__init__(version)
+        self.failing = 0.0
+        self._rng = rng
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        """See `Model`."""
+        if self.failing and self._rng.random() < self.failing:
+            raise RuntimeError("a run that fails")
+        return super().run(outputs, feeds)
+
+
+class Replica:
+    """A process that serves `versions` of the toy, the newest last."""
+
+    def __init__(self, world: World, name: str, versions: tuple[str, ...]) -> None:
+        self.name = name
+        self.versions = versions
+        self.node = node = Node(world.loop, name)
+        self.run_s_max = 0.002
+        self.link = StoreLink(world.store, node, world.loop, world.rng, world.trace)
+        self.models = [FailingModel(version, world.rng) for version in versions]
+        self.draining = False
+        catalogue = Catalogue()
+        executor = SlowExecutor(node, lambda: world.rng.random() * self.run_s_max)
+        for model in self.models:
+            catalogue.add(toy_served(node, executor=executor, limits=BatchLimits(queue_max=32), model=model))
+        plan = world.plan
+        local = MemoryStore(node, bytes_max=10**6, sequences_max=100)
+        cache = RecordCache(plan.cache_sequences, bytes_max=10**6)
+        self.sequences = Sequences(catalogue, self.link, local, cache, plan.policy, node, NoEvents())
+        self.drain = Drain()
+        self.gate = Gate(64, 64, NoEvents())
+        self.server = Server(node, world.loop, world.rng, self.gate, world.broke)
+        runtime = Runtime(catalogue, self.sequences, node, self.drain, NoEvents())
+        task = toy_task(world.ledger.derived, lambda model: model.model_id.version)
+        self.server.add_stream(
+            METHOD, lambda requests, context: serve_stream(task, runtime, requests, context), Request.FromString
+        )
+        stores = Stores(self.link, local)
+        self.lifecycle = Lifecycle(self.sequences, stores, catalogue, None, node, NoEvents())
+        servicer = lifecycle.LifecycleServicer(self.lifecycle)
+        lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, self.server)
+        self.gate.open()
+
+    async def stop(self) -> None:
+        """Stops as `app.Server.stop` does; the process ends after it."""
+        self.gate.drain()
+        self.drain.begin()
+        await self.server.stop(DRAIN_S)
+        await self.sequences.close()
+        self.node.crash()
