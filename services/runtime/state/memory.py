@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import math
+import types
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,6 +16,8 @@ from services.runtime.state.store import Conflict, Page
 from services.runtime.state.types import Absence, Carry, Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from services.runtime.core.clock import Clock
     from services.runtime.state.types import Position, Record, Terms
 
@@ -165,7 +167,7 @@ class MemoryStore:
         smallest: list[str] = []
         for begin in range(0, len(entries), _NAMES_PER_TURN_MAX):
             if begin:
-                await asyncio.sleep(0)
+                await _let_others_go_on()
             ids = [
                 name.sequence_id
                 for name, entry in entries[begin : begin + _NAMES_PER_TURN_MAX]
@@ -287,6 +289,12 @@ def _after(cursor: str) -> str:
     if not cursor.isascii() or cursor != _CURSOR + quote(after, safe=""):
         raise InvalidInput("page_token", "is not one that this server gave")
     return after
+
+
+@types.coroutine
+def _let_others_go_on() -> Generator[None, None, None]:
+    """Ends this turn of the event loop."""
+    yield
 
 
 def _owned(record: Record) -> Record:

@@ -19,6 +19,7 @@ class Library:
     """
 
     def __init__(self, text: bytes) -> None:
+        self.text = text
         self._name = _VERSION + b"_" + hashlib.sha256(text).hexdigest()[:8].encode()
         self.source = text.replace(_VERSION, self._name)
         """What FUNCTION LOAD takes."""

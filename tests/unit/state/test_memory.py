@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,11 +13,18 @@ from services.runtime.state import memory
 from services.runtime.state.memory import MemoryStore, record_bytes
 from services.runtime.state.store import Conflict
 from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, Terms
+from tests.contract.store_fixtures import a_turn
 from tests.kit.clock import ManualClock
 from tests.kit.records import MODEL, TERMS, a_name, a_record
 
 SIZE = record_bytes(a_record())
+WIDE = record_bytes(a_record(2, width=100))
 NAMES = [a_name(str(number)) for number in range(10)]
+
+
+def _wide(step: int = 2, *, ended: bool = False) -> Record:
+    """A record of `WIDE` bytes, unless it has ended; all have as many replies."""
+    return replace(a_record(step, width=100, ended=ended), replies=a_record(2).replies)
 
 
 async def _present(store: MemoryStore) -> list[int]:
@@ -82,6 +92,72 @@ async def test_a_record_over_the_bound_is_refused() -> None:
     assert await _present(store) == [0]
 
 
+async def test_checkpoints_count_towards_the_bound() -> None:
+    """Each takes as much as its record did; they push out others, and go with their sequence."""
+    store = MemoryStore(ManualClock(), bytes_max=5 * WIDE, sequences_max=100)
+    for name in NAMES[:3]:
+        await store.commit(name, None, _wide(1), TERMS)
+    for step in range(1, 3):
+        assert store.size_bytes == (step + 2) * WIDE
+        await store.commit(NAMES[2], Position(1, step), _wide(step + 1), TERMS, keep=3)
+    assert await _present(store) == [0, 1, 2]
+    await store.commit(NAMES[2], Position(1, 3), _wide(4), TERMS, keep=3)
+    assert await _present(store) == [0, 2]
+    assert store.size_bytes == 5 * WIDE
+    await store.commit(NAMES[2], Position(1, 4), _wide(5, ended=True), TERMS)
+    assert store.size_bytes == WIDE + record_bytes(_wide(5, ended=True))
+    for name in NAMES[3:9]:
+        await store.commit(name, None, _wide(), TERMS)
+    assert (store.sequences, store.size_bytes) == (5, 5 * WIDE)
+
+
+async def test_a_sequence_that_outgrows_the_store_with_its_checkpoints_is_refused() -> None:
+    """What does not fit even if all others go is refused, and nothing of it or of the others is lost."""
+    store = MemoryStore(ManualClock(), bytes_max=3 * WIDE, sequences_max=100)
+    for step in range(1, 4):
+        before = Position(1, step - 1) if step > 1 else None
+        assert await store.commit(NAMES[0], before, _wide(step), TERMS, keep=9) is None
+    with pytest.raises(CapacityExceeded):
+        await store.commit(NAMES[0], Position(1, 3), _wide(4), TERMS, keep=9)
+    stored = await store.load(NAMES[0])
+    assert isinstance(stored, Stored)
+    assert (stored.record.position.step, stored.checkpoints) == (3, (1, 2))
+    assert await store.commit(NAMES[0], Position(1, 3), _wide(4), TERMS, keep=2) is None
+
+
+async def test_evicted_checkpoints_are_told_as_such() -> None:
+    """A checkpoint of an evicted sequence has gone with it."""
+    store = await _full()
+    await store.commit(NAMES[0], Position(1, 1), a_record(2), TERMS, keep=1)
+    for name in NAMES[3:6]:
+        await store.commit(name, None, a_record(), TERMS)
+    assert await store.load_checkpoint(NAMES[0], 1) is Absence.EVICTED
+
+
+async def test_a_checkpoint_asked_for_is_a_use() -> None:
+    """Who reads the checkpoints of a sequence keeps it from being evicted."""
+    store = await _full()
+    await store.load_checkpoint(NAMES[0], 1)
+    await store.commit(NAMES[3], None, a_record(), TERMS)
+    assert await _present(store) == [0, 2, 3]
+
+
+async def test_a_list_lets_others_go_on() -> None:
+    """Over many sequences a list takes several turns of the loop, and is of the moment when it was asked for."""
+    store = MemoryStore(ManualClock(), bytes_max=10**8, sequences_max=10_000)
+    names = [a_name(f"{number:04}") for number in range(2500)]
+    for name in names:
+        await store.commit(name, None, a_record(), TERMS)
+    listing = asyncio.ensure_future(store.names("tests", "sentiment", count=9999))
+    turns = 0
+    while not listing.done():
+        await a_turn()
+        turns += 1
+        await store.commit(a_name(f"late {turns}"), None, a_record(), TERMS)
+    assert turns > 1
+    assert list((await listing).names) == names
+
+
 async def test_what_was_just_committed_is_never_evicted_by_itself() -> None:
     """An ended record that no longer fits beside the others pushes out others, though ended ones go first."""
     wide = a_record(width=200)
@@ -135,15 +211,24 @@ async def test_a_stored_state_keeps_no_batch_alive() -> None:
     """A tensor that is a view into the output of a run is copied, so that the run's memory can go."""
     batch = np.zeros((2, 64, 8), np.float32)
     store = MemoryStore(ManualClock(), bytes_max=10**6, sequences_max=10)
-    record = Record(Position(1, 1), MODEL, Durability.STEP, Carry((batch[:, 3],), b""), ())
+    carry = Carry((batch[:, 3],), b"")
+    record = Record(Position(1, 1), MODEL, Durability.STEP, carry, (), previous=carry)
     await store.commit(NAMES[0], None, record, TERMS)
     batch[:] = 1
     stored = await store.load(NAMES[0])
     assert isinstance(stored, Stored)
-    assert stored.record.carry is not None
-    (tensor,) = stored.record.carry.tensors
-    assert tensor.base is None
-    assert not tensor.any()
+    for kept in (stored.record.carry, stored.record.previous):
+        assert kept is not None
+        (tensor,) = kept.tensors
+        assert tensor.base is None
+        assert not tensor.any()
+        assert not tensor.flags.writeable
+
+
+def test_a_previous_state_counts() -> None:
+    """The state before the latest step takes as much memory as the latest one."""
+    record = a_record(width=1000)
+    assert record_bytes(replace(record, previous=record.carry)) > record_bytes(record) + 16_000
 
 
 async def test_close_forgets() -> None:
