@@ -5,71 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
-from grpc import aio
+from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2
-from statestream.common.v1 import lifecycle_pb2, lifecycle_service_pb2, lifecycle_service_pb2_grpc, model_pb2
-from statestream.common.v1.sequence_pb2 import ReplyHeader, SequenceConfig
+from statestream.common.v1 import lifecycle_service_pb2_grpc
+from statestream.common.v1.sequence_pb2 import DURABILITY_NONE, DURABILITY_STEP, ReplyHeader, SequenceConfig
 from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
+
+from tests.kit.fake_lifecycle import MODEL, FakeLifecycle, not_found
+from tests.kit.fake_store import Close, Fail, Fault, Silence, StoredSequence, Taken, abort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-MODEL = model_pb2.ModelVersion(name="sentiment", version="1", weights_digest="0" * 64)
+Response = sentiment_pb2.StreamingClassifyResponse
 
 
-@dataclass(frozen=True)
-class Fail:
-    """Ends the call with a status; `applied`: after the step was taken, so that only its reply is lost."""
-
-    code: grpc.StatusCode
-    reason: str = ""
-    bad_field: str = ""
-    retry_delay_s: float | None = None
-    metadata: dict[str, str] = field(default_factory=dict[str, str])
-    applied: bool = False
-
-
-@dataclass(frozen=True)
-class Close:
-    """Ends the call as if all were well, without the reply."""
-
-
-@dataclass(frozen=True)
-class Silence:
-    """Takes the step and never replies."""
-
-
-@dataclass
-class StoredSequence:
-    """What a store would hold."""
-
-    epoch: int
-    start_key: str
-    text: bytes = b""
-    ended: bool = False
-    replies: list[tuple[bytes, bool, sentiment_pb2.StreamingClassifyResponse]] = field(
-        default_factory=list[tuple[bytes, bool, sentiment_pb2.StreamingClassifyResponse]]
-    )
-
-
-Fault = Fail | Close | Silence
-
-
-class FakeSentiment(
-    sentiment_service_pb2_grpc.SentimentServiceServicer, lifecycle_service_pb2_grpc.LifecycleServiceServicer
-):
+class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLifecycle):
     """Two of these with the same `store` are two replicas.
 
     Attributes:
         faults: used up one by one, by each unary call and each step that arrives; None stands for none.
+        opening_faults, closing_faults: the same for each stream that resumes, and each that is half-closed.
+        commit_every: so many steps go into one commit; 0: nothing but the first and the last step is committed.
         configs, pieces: every message as it arrived.
         texts: of every `Classify`.
         seconds_left: to every `Classify` when it arrived.
@@ -78,9 +38,12 @@ class FakeSentiment(
         silent: set when a call has come upon `Silence`.
     """
 
-    def __init__(self, store: dict[str, StoredSequence] | None = None) -> None:
+    def __init__(self, store: dict[str, StoredSequence] | None = None, *, commit_every: int = 1) -> None:
         self.store = {} if store is None else store
+        self.commit_every = commit_every
         self.faults: deque[Fault | None] = deque()
+        self.opening_faults: deque[Fault | None] = deque()
+        self.closing_faults: deque[Fault | None] = deque()
         self.configs: list[SequenceConfig] = []
         self.pieces: list[sentiment_pb2.TextPiece] = []
         self.texts: list[list[str]] = []
@@ -89,89 +52,149 @@ class FakeSentiment(
         self.serving = True
         self.silent = asyncio.Event()
 
+    @property
+    def steps(self) -> list[int]:
+        """Number of every step as it arrived."""
+        return [piece.control.step for piece in self.pieces]
+
     async def Classify(  # noqa: N802 - named by the contract
         self, request: sentiment_pb2.ClassifyRequest, context: aio.ServicerContext[Any, Any]
     ) -> sentiment_pb2.ClassifyResponse:
         """Counts words; positive if there are more than two."""
         self.texts.append(list(request.texts))
         self.seconds_left.append(context.time_remaining())
-        await self._fault(context)
+        await self.fault(context)
         return sentiment_pb2.ClassifyResponse(results=[_judge(text.encode()) for text in request.texts], model=MODEL)
 
     async def StreamingClassify(  # noqa: N802 - named by the contract
         self,
         request_iterator: AsyncIterator[sentiment_pb2.StreamingClassifyRequest],
         context: aio.ServicerContext[Any, Any],
-    ) -> AsyncIterator[sentiment_pb2.StreamingClassifyResponse]:
-        """Applies each step once."""
+    ) -> AsyncIterator[Response]:
+        """Applies each step once, in the epoch that the stream began in."""
         config = (await anext(request_iterator)).config
         self.configs.append(config)
-        start = config.start
+        name, start, epoch = config.sequence_id, config.start, None
+        if config.resume:
+            fault = self.opening_faults.popleft() if self.opening_faults else None
+            await self._before(fault, name, context)
+            opening = await self._resume(config, context)
+            epoch = opening.header.epoch
+            await self._after(fault, name, context)
+            if isinstance(fault, Close):
+                return
+            yield opening
         async for message in request_iterator:
             self.pieces.append(message.piece)
             fault = self.faults.popleft() if self.faults else None
-            if isinstance(fault, Fail) and not fault.applied:
-                await abort(context, fault)
-            reply = await self._step(config, message.piece, context, start=start)
-            start = False
-            if isinstance(fault, Fail):
-                await abort(context, fault)
+            await self._before(fault, name, context)
+            reply = await self._step(config, message.piece, context, epoch, start=start)
+            start, epoch = False, self.store[name].epoch
+            await self._after(fault, name, context)
             if isinstance(fault, Close):
                 return
-            if isinstance(fault, Silence):
-                await self._never()
             yield reply
+            if isinstance(fault, Fail):
+                await self._fail(fault, name, context)
+        fault = self.closing_faults.popleft() if self.closing_faults else None
+        await self._before(fault, name, context)
+        if name in self.store and self.store[name].epoch == epoch:
+            self.store[name].commit()
+        await self._after(fault, name, context)
         self.clean_ends += 1
+
+    async def _before(self, fault: Fault | None, name: str, context: aio.ServicerContext[Any, Any]) -> None:
+        if isinstance(fault, Fail) and not (fault.applied or fault.replied):
+            await self._fail(fault, name, context)
+
+    async def _after(self, fault: Fault | None, name: str, context: aio.ServicerContext[Any, Any]) -> None:
+        if isinstance(fault, Fail) and not fault.replied:
+            await self._fail(fault, name, context)
+        if isinstance(fault, Silence):
+            await self._never()
+
+    async def _fail(self, fault: Fail, name: str, context: aio.ServicerContext[Any, Any]) -> NoReturn:
+        if fault.dies and name in self.store:
+            self.store[name].roll_back(self.store[name].committed)
+        await abort(context, fault)
+
+    async def _resume(self, config: SequenceConfig, context: aio.ServicerContext[Any, Any]) -> Response:
+        found = self.store.get(config.sequence_id)
+        if found is None:
+            await not_found(context)
+        if found.head_of is not self:
+            found.roll_back(found.committed)
+        next_step = len(found.replies)
+        told = (config.epoch, config.committed_step)
+        lost = config.HasField("committed_step") and (found.epoch, next_step - 1) < told
+        if not found.ended:
+            found.epoch = max(found.epoch, config.epoch) + 1
+            found.head_of = self
+            found.commit()
+        header = ReplyHeader(
+            sequence_id=config.sequence_id,
+            committed_step=None if found.durability == DURABILITY_NONE else next_step - 1,
+            epoch=found.epoch,
+            model=MODEL,
+            ended=found.ended,
+            next_step=next_step,
+            lost=lost,
+            history_digest=found.digest(next_step),
+        )
+        return Response(header=header)
 
     async def _step(
         self,
         config: SequenceConfig,
         piece: sentiment_pb2.TextPiece,
         context: aio.ServicerContext[Any, Any],
+        epoch: int | None,
         *,
         start: bool,
-    ) -> sentiment_pb2.StreamingClassifyResponse:
+    ) -> Response:
         found = self.store.get(config.sequence_id)
         if start and (found is None or found.start_key != config.start_key):
-            found = StoredSequence(1 if found is None else found.epoch + 1, config.start_key)
+            found = StoredSequence(
+                1 if found is None else found.epoch + 1,
+                config.start_key,
+                durability=config.durability or DURABILITY_STEP,
+                head_of=self,
+            )
             self.store[config.sequence_id] = found
         if found is None:
-            await abort(context, Fail(grpc.StatusCode.NOT_FOUND, "SEQUENCE_NOT_FOUND"))
+            await not_found(context)
+        if epoch not in (None, found.epoch):
+            await abort(context, Fail(StatusCode.ABORTED, "STEP_CONFLICT"))
         content = piece.utf8 or piece.text.encode()
         step, end = piece.control.step, piece.control.end
         if step < len(found.replies):
             if found.replies[step][:2] != (content, end):
-                await abort(context, Fail(grpc.StatusCode.FAILED_PRECONDITION, "STEP_CONTENT_MISMATCH"))
-            return found.replies[step][2]
+                await abort(context, Fail(StatusCode.FAILED_PRECONDITION, "STEP_CONTENT_MISMATCH"))
+            return found.replies[step].reply
+        if found.ended:
+            await abort(context, Fail(StatusCode.FAILED_PRECONDITION, "SEQUENCE_ENDED"))
         if step > len(found.replies):
             expected = {"expected_step": str(len(found.replies))}
-            await abort(context, Fail(grpc.StatusCode.FAILED_PRECONDITION, "STEP_OUT_OF_ORDER", metadata=expected))
-        found.text += content
+            await abort(context, Fail(StatusCode.FAILED_PRECONDITION, "STEP_OUT_OF_ORDER", metadata=expected))
+        return self._applied(config.sequence_id, found, content, end=end)
+
+    def _applied(self, name: str, found: StoredSequence, content: bytes, *, end: bool) -> Response:
+        step, reply = len(found.replies), Response()
+        found.replies.append(Taken(content, end, reply))
         found.ended = end
+        if step == 0 or end or (self.commit_every and (step + 1) % self.commit_every == 0):
+            found.commit()
         header = ReplyHeader(
-            sequence_id=config.sequence_id, step=step, committed_step=step, epoch=found.epoch, model=MODEL, ended=end
+            sequence_id=name,
+            step=step,
+            committed_step=None if found.durability == DURABILITY_NONE else found.committed - 1,
+            epoch=found.epoch,
+            model=MODEL,
+            ended=end,
+            history_digest=found.digest(step + 1),
         )
-        reply = sentiment_pb2.StreamingClassifyResponse(header=header, sentiment=_judge(found.text), final=end)
-        found.replies.append((content, end, reply))
+        reply.MergeFrom(Response(header=header, sentiment=_judge(found.text), final=end))
         return reply
-
-    async def GetSequence(  # noqa: N802 - named by the contract
-        self, request: lifecycle_service_pb2.GetSequenceRequest, context: aio.ServicerContext[Any, Any]
-    ) -> lifecycle_service_pb2.GetSequenceResponse:
-        """Looks into the store."""
-        await self._fault(context)
-        found = await self._described(request.sequence_id, context)
-        return lifecycle_service_pb2.GetSequenceResponse(sequence=found)
-
-    async def EndSequence(  # noqa: N802 - named by the contract
-        self, request: lifecycle_service_pb2.EndSequenceRequest, context: aio.ServicerContext[Any, Any]
-    ) -> lifecycle_service_pb2.EndSequenceResponse:
-        """Ends without a step."""
-        await self._fault(context)
-        if request.sequence_id in self.store:
-            self.store[request.sequence_id].ended = True
-        found = await self._described(request.sequence_id, context)
-        return lifecycle_service_pb2.EndSequenceResponse(sequence=found)
 
     async def check_health(
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
@@ -183,24 +206,8 @@ class FakeSentiment(
         status = health_pb2.HealthCheckResponse
         return status(status=status.SERVING if self.serving and not fault else status.NOT_SERVING)
 
-    async def _described(self, sequence_id: str, context: aio.ServicerContext[Any, Any]) -> lifecycle_pb2.Sequence:
-        found = self.store.get(sequence_id)
-        if found is None:
-            await abort(context, Fail(grpc.StatusCode.NOT_FOUND, "SEQUENCE_NOT_FOUND"))
-        ended = found.ended
-        described = lifecycle_pb2.Sequence(
-            sequence_id=sequence_id,
-            status=lifecycle_pb2.SEQUENCE_STATUS_ENDED if ended else lifecycle_pb2.SEQUENCE_STATUS_LIVE,
-            epoch=found.epoch,
-            next_step=len(found.replies),
-            durability=1,  # pyright: ignore[reportArgumentType] - DURABILITY_STEP
-            model=MODEL,
-            state_bytes=1024,
-        )
-        described.expire_time.FromSeconds(1_700_000_000)
-        return described
-
-    async def _fault(self, context: aio.ServicerContext[Any, Any]) -> None:
+    async def fault(self, context: aio.ServicerContext[Any, Any]) -> None:
+        """The next fault of a unary call; `applied` is for steps only."""
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, Fail):
             await abort(context, fault)
@@ -211,22 +218,6 @@ class FakeSentiment(
         self.silent.set()
         await asyncio.Event().wait()
         raise AssertionError
-
-
-async def abort(context: aio.ServicerContext[Any, Any], fault: Fail) -> NoReturn:
-    """Ends a call as the server does, with `google.rpc` details."""
-    details: list[BadRequest | ErrorInfo | RetryInfo] = []
-    if fault.reason:
-        details.append(ErrorInfo(reason=fault.reason, domain="statestream", metadata=fault.metadata))
-    if fault.bad_field:
-        details.append(BadRequest(field_violations=[BadRequest.FieldViolation(field=fault.bad_field)]))
-    if fault.retry_delay_s is not None:
-        delay = Duration()
-        delay.FromNanoseconds(round(fault.retry_delay_s * 1e9))
-        details.append(RetryInfo(retry_delay=delay))
-    status = Status(code=fault.code.value[0], message="as scripted", details=[_packed(detail) for detail in details])
-    trailing = (("grpc-status-details-bin", status.SerializeToString()),)
-    await context.abort(fault.code, status.message, trailing)
 
 
 @asynccontextmanager
@@ -258,9 +249,3 @@ def _judge(text: bytes) -> sentiment_pb2.Sentiment:
         positive_probability=words / (words + 1) if words else 0.5,
         word_count=words,
     )
-
-
-def _packed(message: BadRequest | ErrorInfo | RetryInfo) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed

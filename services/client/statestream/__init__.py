@@ -5,10 +5,19 @@ The generated messages and stubs are beside this, in `statestream.<package>.v1`;
 
 from statestream import errors
 from statestream._client import AsyncClient
+from statestream._replay import ReplayBounds
 from statestream._retry import RetryPolicy, Timing
 from statestream._sentiment import AsyncSentimentStream, Label, Sentiment, SentimentStream, SentimentUpdate
 from statestream._sync import Client
-from statestream._types import Durability, ModelVersion, ReplyHeader, ReplyWarning, Sequence, SequenceStatus
+from statestream._types import (
+    Durability,
+    ModelVersion,
+    ReplyHeader,
+    ReplyWarning,
+    Sequence,
+    SequenceStatus,
+    StreamStats,
+)
 from statestream.errors import StatestreamError
 
 __all__ = [
@@ -18,6 +27,7 @@ __all__ = [
     "Durability",
     "Label",
     "ModelVersion",
+    "ReplayBounds",
     "ReplyHeader",
     "ReplyWarning",
     "RetryPolicy",
@@ -27,6 +37,7 @@ __all__ = [
     "Sequence",
     "SequenceStatus",
     "StatestreamError",
+    "StreamStats",
     "Timing",
     "errors",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 from grpc import aio
 
+from statestream._replay import ReplayBounds
 from statestream._retry import RetryPolicy, Timing, with_retries
 from statestream._status import to_error
 from statestream.errors import CallCancelled
@@ -72,6 +73,7 @@ class Connection:
         credentials: grpc.ChannelCredentials | None,
         policy: RetryPolicy,
         timing: Timing,
+        replay: ReplayBounds | None = None,
     ) -> None:
         if timeout_s <= 0:
             raise ValueError(f"timeout_s: must be more than 0, is {timeout_s:g}")
@@ -79,6 +81,7 @@ class Connection:
         self.timeout_s = timeout_s
         self.policy = policy
         self.timing = timing
+        self.replay = replay or ReplayBounds()
         self._credentials = credentials
         self._channel: aio.Channel | None = None
         self._closed = False

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import grpc
     from grpc import aio
 
+    from statestream._replay import ReplayBounds
+
     _HealthCheck = aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
 TIMEOUT_S = 10.0
@@ -37,7 +39,8 @@ class AsyncClient:
         timeout_s: seconds that a call, or a step of a stream, may take with all its repeats.
         credentials: for TLS; None connects without.
         retry: when failed attempts are made again.
-        timing: the clock, sleep and random numbers that retries use; for tests.
+        replay: how much a stream keeps in order to send it again; `stream` can be given its own.
+        timing: the clock, sleep, random numbers and unique names that are used; for tests.
 
     Making a client does not connect. One client is for one event loop, and for any number of calls at a time.
     """
@@ -49,6 +52,7 @@ class AsyncClient:
         timeout_s: float = TIMEOUT_S,
         credentials: grpc.ChannelCredentials | None = None,
         retry: RetryPolicy | None = None,
+        replay: ReplayBounds | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._connection = Connection(
@@ -57,10 +61,11 @@ class AsyncClient:
             credentials=credentials,
             policy=retry or RetryPolicy(),
             timing=timing or Timing(),
+            replay=replay,
         )
         self.sequences = AsyncSequences(self._connection)
         # One line for each task.
-        self.sentiment = AsyncSentimentPart(self._connection, self.sequences)
+        self.sentiment = AsyncSentimentPart(self._connection)
 
     async def ready(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """True if the server says now that it serves; asks once.

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from statestream._stream import AsyncStepStream, Call, StepStream, StreamOptions
+from statestream._blocking_stream import StepStream
+from statestream._stream import AsyncStepStream
 from statestream._types import Durability, ModelVersion, ReplyHeader, reply_header
 from statestream._types import model_version as _model_version
+from statestream._wire import StreamOptions
 from statestream.errors import InvalidInput
 from statestream.sentiment.v1 import sentiment_pb2 as wire
 from statestream.sentiment.v1.sentiment_service_pb2_grpc import SentimentServiceStub
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 
     from statestream._channel import Connection
     from statestream._portal import Portal
-    from statestream._sequences import AsyncSequences
+    from statestream._replay import ReplayBounds
+    from statestream._wire import Call
+    from statestream.common.v1 import sequence_pb2
     from statestream.common.v1.sequence_pb2 import SequenceConfig, StepControl
     from statestream.sentiment.v1.sentiment_service_pb2_grpc import SentimentServiceAsyncStub
-
-MODEL = "sentiment"
 
 
 class Label(enum.StrEnum):
@@ -86,8 +88,6 @@ def _sentiment(message: wire.Sentiment, model: ModelVersion) -> Sentiment:
 class _Wire:
     """The messages of `StreamingClassify`."""
 
-    model = MODEL
-
     def __init__(self, stub: SentimentServiceAsyncStub) -> None:
         self._stub = stub
 
@@ -107,6 +107,9 @@ class _Wire:
                 raise InvalidInput("holds half of a surrogate pair", field="piece.text") from None
         return wire.StreamingClassifyRequest(piece=content)
 
+    def header(self, response: wire.StreamingClassifyResponse) -> sequence_pb2.ReplyHeader:
+        return response.header
+
     def update(self, response: wire.StreamingClassifyResponse) -> SentimentUpdate:
         header = reply_header(response.header)
         return SentimentUpdate(_sentiment(response.sentiment, header.model), response.final, header)
@@ -115,9 +118,8 @@ class _Wire:
 class AsyncSentimentPart:
     """Tells whether a text is positive or negative, as a whole or while it is being written."""
 
-    def __init__(self, connection: Connection, sequences: AsyncSequences) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._sequences = sequences
 
     @cached_property
     def _stub(self) -> SentimentServiceAsyncStub:
@@ -154,16 +156,18 @@ class AsyncSentimentPart:
         resume: bool = False,
         durability: Durability = Durability.DEFAULT,
         model_version: str = "",
+        replay: ReplayBounds | None = None,
         timeout_s: float | None = None,
     ) -> AsyncSentimentStream:
         """A text that arrives in pieces, as an async context manager; see `AsyncStepStream`.
 
         Args:
             sequence_id: name of the sequence, 1 to 128 characters; None makes one, and leaving the context ends it.
-            resume: goes on with the sequence of that name from wherever it stands; False starts it anew, in place of
-                a live one of the same name.
+            resume: goes on with the sequence of that name from wherever it stands, and any other stream on it does not;
+                False starts it anew, in place of a live one of the same name.
             durability: of the sequence; counts only where it starts.
             model_version: of the model; empty: the newest. Counts only where the sequence starts.
+            replay: how much is kept in order to send it again; None: the client's.
             timeout_s: seconds for each step, repeats and waits included; None: the client's.
         """
         options = StreamOptions(
@@ -171,9 +175,10 @@ class AsyncSentimentPart:
             resume=resume,
             durability=durability,
             model_version=model_version,
+            replay=replay,
             timeout_s=timeout_s,
         )
-        return AsyncSentimentStream(self._connection, self._sequences, _Wire(self._stub), options)
+        return AsyncSentimentStream(self._connection, _Wire(self._stub), options)
 
     async def classify_stream(
         self,
@@ -220,6 +225,7 @@ class SentimentPart:
         resume: bool = False,
         durability: Durability = Durability.DEFAULT,
         model_version: str = "",
+        replay: ReplayBounds | None = None,
         timeout_s: float | None = None,
     ) -> SentimentStream:
         """As `AsyncSentimentPart.stream`, as a plain context manager."""
@@ -227,7 +233,12 @@ class SentimentPart:
         async def make() -> AsyncSentimentStream:
             # On the loop, because gRPC binds a channel to the one that runs.
             return self._inner.stream(
-                sequence_id, resume=resume, durability=durability, model_version=model_version, timeout_s=timeout_s
+                sequence_id,
+                resume=resume,
+                durability=durability,
+                model_version=model_version,
+                replay=replay,
+                timeout_s=timeout_s,
             )
 
         return SentimentStream(self._portal, self._portal.run(make()))

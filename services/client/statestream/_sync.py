@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from statestream._replay import ReplayBounds
     from statestream._retry import RetryPolicy, Timing
 
 
@@ -33,9 +34,12 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         credentials: grpc.ChannelCredentials | None = None,
         retry: RetryPolicy | None = None,
+        replay: ReplayBounds | None = None,
         timing: Timing | None = None,
     ) -> None:
-        self._inner = AsyncClient(address, timeout_s=timeout_s, credentials=credentials, retry=retry, timing=timing)
+        self._inner = AsyncClient(
+            address, timeout_s=timeout_s, credentials=credentials, retry=retry, replay=replay, timing=timing
+        )
         self._portal = Portal()
         self.sequences = Sequences(self._portal, self._inner.sequences)
         # One line for each task.

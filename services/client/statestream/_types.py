@@ -80,6 +80,23 @@ class ReplyHeader:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamStats:
+    """What was mended behind the back of a stream's user.
+
+    Attributes:
+        reconnects: calls that took the place of one that had broken.
+        replayed_steps: steps that were sent again although their replies had come.
+        losses: times that the store came back older than this client had been told.
+        go_aways: calls that a draining server ended.
+    """
+
+    reconnects: int = 0
+    replayed_steps: int = 0
+    losses: int = 0
+    go_aways: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sequence:
     """One stored sequence.
 

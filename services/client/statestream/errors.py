@@ -14,9 +14,11 @@ StatestreamError
 │   ├── StepContentMismatch     STEP_CONTENT_MISMATCH   somebody else took this step: look where it stands
 │   ├── StepConflict            STEP_CONFLICT           as above, and several attempts were in vain
 │   ├── ModelVersionGone        MODEL_VERSION_GONE      start again, on a version that is served
-│   └── StateCorrupt            STATE_CORRUPT           start again, and tell whoever runs the server
+│   ├── StateCorrupt            STATE_CORRUPT           start again, and tell whoever runs the server
+│   └── SequenceLost            SEQUENCE_LOST           the store lost more than this client holds: start again
 ├── SnapshotsDisabled           SNAPSHOTS_DISABLED      the server has no key to sign snapshots with
 ├── CapacityExceeded            CAPACITY                a bound of the server is reached: come back later
+├── ReplayBufferFull            REPLAY_BUFFER_FULL      the server commits nothing: send the same piece again later
 ├── DeadlineExceeded            DEADLINE_EXPIRED        `timeout_s` has passed; the same call again is safe
 ├── CallCancelled               CANCELLED               the server or a proxy has cancelled the call
 ├── Unavailable                 UNAVAILABLE             no server could be reached, after several attempts
@@ -25,7 +27,8 @@ StatestreamError
 │   └── Draining                DRAINING                it is stopping
 └── ModelFailure                MODEL_FAILURE           the run of the model failed on the server
 
-A `StatestreamError` that is none of these carries the reason and code that the server or the transport gave.
+`SequenceLost` and `ReplayBufferFull` are this client's own. A `StatestreamError` that is none of these carries the
+reason and code that the server or the transport gave.
 """
 
 from __future__ import annotations
@@ -47,11 +50,13 @@ __all__ = [
     "ModelFailure",
     "ModelVersionGone",
     "NotReady",
+    "ReplayBufferFull",
     "SequenceEnded",
     "SequenceError",
     "SequenceEvicted",
     "SequenceExists",
     "SequenceExpired",
+    "SequenceLost",
     "SequenceNotFound",
     "SnapshotsDisabled",
     "StateCorrupt",
@@ -205,6 +210,23 @@ class StateCorrupt(SequenceError):
     default_code = grpc.StatusCode.DATA_LOSS
 
 
+class SequenceLost(SequenceError):
+    """The store has lost more of the sequence than the client still holds to send again."""
+
+    default_reason = "SEQUENCE_LOST"
+    default_code = grpc.StatusCode.DATA_LOSS
+
+    @property
+    def next_step(self) -> int:
+        """The step that the server takes next; 0 where it has nothing of the sequence."""
+        return int(self.metadata.get("next_step", 0))
+
+    @property
+    def oldest_step(self) -> int:
+        """The oldest step that the client holds: those between are lost, unless the caller has them."""
+        return int(self.metadata.get("oldest_step", 0))
+
+
 class SnapshotsDisabled(StatestreamError):
     """The server has no key to sign snapshots with, so it neither exports nor imports."""
 
@@ -216,6 +238,16 @@ class CapacityExceeded(StatestreamError):
     """A bound of the server is reached."""
 
     default_reason = "CAPACITY"
+    default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class ReplayBufferFull(StatestreamError):
+    """The bound of what the client keeps is reached, and the server did not commit any of it; the step was not sent.
+
+    Nothing is lost: the same `send` may be made again.
+    """
+
+    default_reason = "REPLAY_BUFFER_FULL"
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

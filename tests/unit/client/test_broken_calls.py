@@ -11,11 +11,16 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
-from statestream import AsyncClient, errors
-from statestream._stream import AsyncStepStream, StreamOptions
-from statestream._types import ModelVersion, ReplyHeader
+from statestream import RetryPolicy, errors
+from statestream._channel import Connection
+from statestream._stream import AsyncStepStream
+from statestream._types import reply_header
+from statestream._wire import StreamOptions
+from statestream.common.v1.sequence_pb2 import ReplyHeader
+from statestream.sentiment.v1.sentiment_pb2 import TextPiece
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from statestream.common.v1.sequence_pb2 import SequenceConfig, StepControl
 
     from tests.kit.client_time import FakeTime
@@ -35,10 +40,10 @@ class PlayedCall:
 
     def __init__(self, writes: list[Exception | None], reads: list[Exception | int | object]) -> None:
         self._writes, self._reads = deque(writes), deque(reads)
-        self.sent: list[object] = []
+        self.sent: list[Any] = []
         self.cancelled = False
 
-    async def write(self, message: object) -> None:
+    async def write(self, message: object, /) -> None:
         """Takes a message."""
         error = self._writes.popleft() if self._writes else None
         if error is not None:
@@ -68,41 +73,57 @@ class PlayedCall:
 class Reply:
     """An update with nothing but its header."""
 
-    def __init__(self, step: int) -> None:
-        self.header = ReplyHeader("s", step, step, 1, ModelVersion("m", "1", ""), ended=False, warnings=(), history_digest=b"")
+    def __init__(self, header: ReplyHeader) -> None:
+        self.header = reply_header(header)
 
 
 class PlayedWire:
-    """Opens the played calls, one after the other; a step is its own message."""
-
-    model = "m"
+    """Opens the played calls, one after the other; a reply is a header, or the number of the step it answers."""
 
     def __init__(self, *calls: PlayedCall) -> None:
         self._calls = deque(calls)
 
-    def open(self) -> Any:
+    def open(self) -> PlayedCall:
         """The next call."""
         return self._calls.popleft()
 
-    def config(self, config: SequenceConfig) -> object:
+    def config(self, config: SequenceConfig) -> Message:
         """As it is."""
-        return ("config", config.start)
+        return config
 
-    def piece(self, piece: str | None, control: StepControl) -> object:
-        """Its number."""
-        return ("piece", control.step, piece)
+    def piece(self, piece: str | None, control: StepControl) -> Message:
+        """As the sentiment task does."""
+        return TextPiece(control=control, text=piece or "")
+
+    def header(self, response: object) -> ReplyHeader:
+        """Of a reply to that step."""
+        if isinstance(response, ReplyHeader):
+            return response
+        step = cast("int", response)
+        return ReplyHeader(sequence_id="s", step=step, committed_step=step, epoch=1)
 
     def update(self, response: object) -> Reply:
         """A reply to that step."""
-        return Reply(cast("int", response))
+        return Reply(self.header(response))
+
+
+def said(call: PlayedCall) -> list[object]:
+    """What was sent, in short: "start" or "resume", then numbers of steps."""
+    return [
+        message.control.step if isinstance(message, TextPiece) else "start" if message.start else "resume"
+        for message in call.sent
+    ]
+
+
+def stream_of(time: FakeTime, *calls: PlayedCall, **options: Any) -> AsyncStepStream[str, Reply]:
+    """A stream over played calls."""
+    connection = Connection("nowhere", timeout_s=10.0, credentials=None, policy=RetryPolicy(), timing=time.timing)
+    return AsyncStepStream(connection, PlayedWire(*calls), StreamOptions(sequence_id="s", **options))
 
 
 async def send_one(time: FakeTime, *calls: PlayedCall) -> Reply:
     """One step over played calls."""
-    client = AsyncClient("127.0.0.1:1", timing=time.timing)
-    connection, sequences = client._connection, client.sequences  # pyright: ignore[reportPrivateUsage]
-    stream = AsyncStepStream(connection, sequences, PlayedWire(*calls), StreamOptions(sequence_id="s"))
-    async with stream:
+    async with stream_of(time, *calls) as stream:
         return await stream.send("x")
 
 
@@ -112,7 +133,7 @@ async def test_a_message_that_cannot_be_sent_is_a_lost_connection(time: FakeTime
     second = PlayedCall([], [0])
     assert (await send_one(time, first, second)).header.step == 0
     assert first.cancelled
-    assert second.sent == [("config", True), ("piece", 0, "x")]
+    assert said(second) == ["start", 0]
 
 
 async def test_a_write_to_a_call_that_is_over_lets_reading_tell(time: FakeTime) -> None:
@@ -131,16 +152,19 @@ async def test_a_failure_of_the_server_is_not_taken_for_a_lost_connection(time: 
     assert time.slept == []
 
 
-async def test_a_call_that_the_peer_cancels_is_not_a_cancelled_task(time: FakeTime) -> None:
-    """grpc.aio raises CancelledError for a status CANCELLED; nobody has cancelled this task."""
+class CancelledByPeer(PlayedCall):
+    """As grpc.aio tells of a status CANCELLED."""
 
-    class Cancelled(PlayedCall):
-        async def read(self) -> object:
-            """As grpc.aio does."""
-            raise asyncio.CancelledError
+    async def read(self) -> object:
+        """Raises what a cancelled task would raise."""
+        raise asyncio.CancelledError
 
+
+async def test_a_call_that_the_peer_cancels_is_a_break(time: FakeTime) -> None:
+    """grpc.aio raises CancelledError for a status CANCELLED; nobody has cancelled this task, and it is tried again."""
+    assert (await send_one(time, CancelledByPeer([], []), PlayedCall([], [0]))).header.step == 0
     with pytest.raises(errors.CallCancelled):
-        await send_one(time, Cancelled([], []))
+        await send_one(time, *(CancelledByPeer([], []) for _ in range(8)))
 
 
 async def test_a_reply_to_another_step_is_refused(time: FakeTime) -> None:

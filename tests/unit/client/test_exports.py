@@ -15,6 +15,7 @@ PUBLIC = {
     "Durability",
     "Label",
     "ModelVersion",
+    "ReplayBounds",
     "ReplyHeader",
     "ReplyWarning",
     "RetryPolicy",
@@ -24,6 +25,7 @@ PUBLIC = {
     "Sequence",
     "SequenceStatus",
     "StatestreamError",
+    "StreamStats",
     "Timing",
     "errors",
 }
