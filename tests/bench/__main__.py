@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import platform
-import subprocess
 import sys
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import grpc
 import onnxruntime
@@ -25,13 +22,11 @@ import uvloop
 from models.common.manifest import load_manifest
 from services.runtime.config import Settings
 from services.runtime.model.session import OnnxModel
-from tests.bench import profile
+from tests.bench import durability, profile
+from tests.bench.measured import Served, process, under_load
 from tests.bench.raw import raw_steps, redis_commits
-from tests.kit.processes import free_port, serving
+from tests.kit.processes import serving
 from tests.kit.redis_server import RedisServer
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 PAGE = Path("docs/benchmarks.md")
 LOADS = [(sequences, timesteps) for timesteps in (1, 10) for sequences in (1, 8, 32, 64)]
@@ -40,22 +35,6 @@ PROFILE = (
     "(by cProfile, which makes Python look dearer than C):"
 )
 BEGIN, END = "<!-- figures of make bench -->", "<!-- end of the figures -->"
-
-
-class Process(NamedTuple):
-    """A server to be measured."""
-
-    pid: int
-    port: int
-
-
-class Served(NamedTuple):
-    """What a server did under a load: steps a second, its CPU time a step, latencies as its clients saw them."""
-
-    per_s: float
-    cpu_us: float
-    p50_ms: float
-    p99_ms: float
 
 
 class Floors(NamedTuple):
@@ -67,38 +46,6 @@ class Floors(NamedTuple):
     raw_per_s: float
 
 
-@contextmanager
-def process(*command: str, **settings: str) -> Generator[Process]:
-    """A server in a process of its own; `{port}` in the command is its port."""
-    port = free_port()
-    values = {"LISTEN": f"127.0.0.1:{port}", "METRICS_LISTEN": "", "LOG_LEVEL": "error", **settings}
-    environment = {**os.environ, **{f"STATESTREAM_{name}": value for name, value in values.items()}}
-    running = subprocess.Popen([sys.executable, "-m", *(part.format(port=port) for part in command)], env=environment)
-    try:
-        yield Process(running.pid, port)
-    finally:
-        running.kill()
-        running.wait()
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def under_load(server: Process, sequences: int, timesteps: int, seconds: float) -> Served:
-    """Drives a server from another process, three times, and takes the median of each figure."""
-    runs: list[Served] = []
-    command = [sys.executable, "-m", "tests.bench.load", *map(str, (server.port, sequences, timesteps, 0.3, seconds))]
-    for _ in range(3):
-        before = cpu_seconds(server.pid)
-        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        cpu_us = (cpu_seconds(server.pid) - before) / told["taken"] * 1e6
-        runs.append(Served(told["per_s"], cpu_us, told["p50_ms"], told["p99_ms"]))
-    return Served(*(median(figures) for figures in zip(*runs, strict=True)))
-
-
 def measure_floors(redis_url: str, seconds: float) -> dict[tuple[int, int], Floors]:
     """The bare stream, the bare run and the bare commit, for every load."""
     folder = max((Settings().artefacts / "sentiment").iterdir())
@@ -108,7 +55,7 @@ def measure_floors(redis_url: str, seconds: float) -> dict[tuple[int, int], Floo
         with grpc.insecure_channel(f"127.0.0.1:{echo.port}") as channel:
             grpc.channel_ready_future(channel).result(timeout=30)
         for sequences, timesteps in LOADS:
-            stream = under_load(echo, sequences, timesteps, seconds)
+            stream = under_load(echo, sequences, timesteps, seconds, "NONE")
             raw = [raw_steps(model, sequences, timesteps, seconds=seconds / 2) for _ in range(3)]
             commit = uvloop.run(redis_commits(redis_url, sequences, model, seconds=seconds / 2))
             run_us, raw_per_s = median(cpu for _, cpu in raw), median(rate for rate, _ in raw)
@@ -117,13 +64,13 @@ def measure_floors(redis_url: str, seconds: float) -> dict[tuple[int, int], Floo
     return floors
 
 
-def measure_served(seconds: float, **settings: str) -> dict[tuple[int, int], Served]:
+def measure_served(seconds: float, durability: str, **settings: str) -> dict[tuple[int, int], Served]:
     """The whole server, for every load."""
     served: dict[tuple[int, int], Served] = {}
     with process("services.sentiment", **settings) as server:
         asyncio.run(asyncio.wait_for(serving(f"127.0.0.1:{server.port}"), 30))
         for sequences, timesteps in LOADS:
-            served[sequences, timesteps] = under_load(server, sequences, timesteps, seconds)
+            served[sequences, timesteps] = under_load(server, sequences, timesteps, seconds, durability)
             print(settings["STORE"], sequences, timesteps, served[sequences, timesteps], file=sys.stderr)
     return served
 
@@ -163,8 +110,9 @@ def main() -> None:
     seconds = parser.parse_args().seconds
     with RedisServer() as redis:
         floors = measure_floors(redis.url, seconds)
-        memory = measure_served(seconds, STORE="memory")
-        kept = measure_served(seconds, STORE="redis", REDIS_URL=redis.url)
+        memory = measure_served(seconds, "STEP", STORE="memory")
+        kept = measure_served(seconds, "STEP", STORE="redis", REDIS_URL=redis.url)
+        costs = durability.measure(redis, seconds)
         profiles = {
             "memory store": profile.shares(64),
             "Redis store": profile.shares(64, store="redis", redis_url=redis.url),
@@ -173,10 +121,11 @@ def main() -> None:
         [
             BEGIN,
             machine(),
-            "Memory store:",
+            "Memory store, durability STEP:",
             table(floors, memory, redis=False),
             "Redis store, durability STEP (every reply committed first):",
             table(floors, kept, redis=True),
+            durability.page(costs),
             PROFILE,
             profile.table(profiles),
             END,

@@ -27,17 +27,22 @@ def message(timesteps: int, at: int) -> Request:
     return Request(piece=sentiment_pb2.TextPiece(control=sequence_pb2.StepControl(), text=text))
 
 
-async def drive(port: int, sequences: int, timesteps: int, warm_s: float, seconds: float) -> dict[str, float]:
+async def drive(
+    port: int, sequences: int, timesteps: int, warm_s: float, seconds: float, durability: str
+) -> dict[str, float]:
     """Steps taken in all, and steps and latencies of those answered in the `seconds` after `warm_s`."""
     latencies: list[float] = []
     taken = 0
     messages = [message(timesteps, at) for at in range(len(WORDS))]
+    config = Request(
+        config=sequence_pb2.SequenceConfig(durability=sequence_pb2.Durability.Value(f"DURABILITY_{durability}"))
+    )
     began = time.perf_counter() + warm_s
     until = began + seconds
 
     async def one(stub: Any) -> None:
         call = stub.StreamingClassify()
-        await call.write(Request(config=sequence_pb2.SequenceConfig()))
+        await call.write(config)
         nonlocal taken
         step = 0
         while (now := time.perf_counter()) < until:
@@ -64,4 +69,4 @@ async def drive(port: int, sequences: int, timesteps: int, warm_s: float, second
 if __name__ == "__main__":
     port, sequences, timesteps = (int(argument) for argument in sys.argv[1:4])
     warm_s, seconds = (float(argument) for argument in sys.argv[4:6])
-    print(json.dumps(uvloop.run(drive(port, sequences, timesteps, warm_s, seconds))))
+    print(json.dumps(uvloop.run(drive(port, sequences, timesteps, warm_s, seconds, sys.argv[6]))))
