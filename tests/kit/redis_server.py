@@ -11,8 +11,10 @@ import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
+
+import redis
 
 VERSION_MIN = 7
 START_S_MAX = 20.0
@@ -77,16 +79,21 @@ def _version(path: str) -> tuple[int, ...] | None:
 
 
 class RedisServer:
-    """One redis-server without persistence; a context manager. `arguments` go to its command line."""
+    """One redis-server without persistence; a context manager. `arguments` go to its command line.
 
-    def __init__(self, *arguments: str, password: str | None = None) -> None:
+    It listens on a unix socket, and with a `port` on that port of the loopback address, too.
+    """
+
+    def __init__(self, *arguments: str, password: str | None = None, port: int = 0) -> None:
         # Not pytest's tmp_path: the path of a unix socket may have some 100 bytes only.
         self._folder = Path(tempfile.mkdtemp(prefix="ss-redis-"))
         self.socket = self._folder / "s"
         """Where it listens."""
+        self.port = port
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
-        self._command = [redis_server_path(), "--port", "0", "--unixsocket", str(self.socket)]
+        self._command = [redis_server_path(), "--port", str(port), "--bind", "127.0.0.1"]
+        self._command += ["--unixsocket", str(self.socket)]
         self._command += ["--save", "", "--appendonly", "no", "--dir", str(self._folder), *arguments]
         if password:
             self._command += ["--requirepass", password]
@@ -96,6 +103,21 @@ class RedisServer:
         """Address for `redis.from_url`, with the password."""
         user = f":{quote(self._password, safe='')}@" if self._password else ""
         return f"unix://{user}{self.socket}"
+
+    def ask(self, *command: str | bytes | int) -> Any:
+        """Its answer to a command, given without redis-py's rewriting of it.
+
+        Raises:
+            RedisError: it refuses, or does not answer.
+        """
+        connection = redis.UnixDomainSocketConnection(
+            str(self.socket), password=self._password, socket_timeout=int(START_S_MAX)
+        )
+        try:
+            connection.send_command(*command)
+            return connection.read_response()
+        finally:
+            connection.disconnect()
 
     def become_sentinel(self, monitored: str, *settings: str) -> None:
         """From its start it watches `monitored`: a name, host, port and quorum. To be called before `start`."""

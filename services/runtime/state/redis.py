@@ -13,24 +13,23 @@ What a sequence costs does not grow with its length:
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
-
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, Unpack
 
 from services.runtime.core.errors import StateCorrupt, StoreUnavailable
 from services.runtime.state.format import RecordFormat
 from services.runtime.state.redis_check import Finding, findings
+from services.runtime.state.redis_connect import connect
 from services.runtime.state.redis_keys import sequence_key
 from services.runtime.state.redis_library import LIBRARY, Library
-from services.runtime.state.redis_link import RedisLink, packed
+from services.runtime.state.redis_link import packed
 from services.runtime.state.redis_names import Listing
 from services.runtime.state.store import Conflict
 from services.runtime.state.types import Absence, Stored
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
+    from services.runtime.state.redis_connect import LinkOptions
+    from services.runtime.state.redis_link import StoreLink
     from services.runtime.state.store import Page
     from services.runtime.state.types import Position, Record, Terms
 
@@ -44,22 +43,14 @@ class RedisStore:
     `commit` is one call of a function that compares and sets, `load` is one, too; both go by the server's clock. All
     that is asked in one turn of the event loop leaves in one write.
 
-    `pool` makes the connections, without time-outs and retries of its own and with RESP2; `from_url` makes one for a
-    standalone server, and a `SentinelConnectionPool` does as well. Every call ends within `timeout_s` seconds. With
-    `record_key` records are signed. `prefix` keeps installations apart that share a server.
+    `link` leads to the server or servers, and bounds every call; it knows the functions of `library`. With `record_key`
+    records are signed. `prefix` keeps installations apart that share a server.
     """
 
     def __init__(
-        self,
-        pool: ConnectionPool,
-        *,
-        timeout_s: float = 2.0,
-        connections: int = 2,
-        record_key: bytes | None = None,
-        prefix: str = "ss",
-        library: Library = LIBRARY,
+        self, link: StoreLink, *, record_key: bytes | None = None, prefix: str = "ss", library: Library = LIBRARY
     ) -> None:
-        self._link = RedisLink(pool, connections=connections, timeout_s=timeout_s, library=library.source)
+        self._link = link
         self._library = library
         self._format = RecordFormat(record_key)
         self._prefix = prefix
@@ -69,30 +60,18 @@ class RedisStore:
         cls,
         url: str,
         *,
-        timeout_s: float = 2.0,
-        connections: int = 2,
         record_key: bytes | None = None,
         prefix: str = "ss",
+        library: Library = LIBRARY,
+        **options: Unpack[LinkOptions],
     ) -> Self:
-        """A store on the server at `url`: `redis://`, `rediss://` (TLS) or `unix://`, with user and password.
+        """A store on Redis at `url`, one of `redis_address.FORMS`.
 
         Raises:
             ValueError: `url` cannot be read; its text is not repeated, for it may hold a password.
         """
-        try:
-            pool = ConnectionPool.from_url(
-                url,
-                protocol=2,
-                client_name="statestream",
-                max_connections=connections,
-                # The link bounds every call as a whole, and knows what may be sent twice.
-                socket_timeout=None,
-                socket_connect_timeout=timeout_s,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except Exception:  # noqa: BLE001 - a part of the password may be in any text of redis-py's or urllib's
-            raise ValueError("the address of Redis cannot be read: redis://user:password@host:port/database") from None
-        return cls(pool, timeout_s=timeout_s, connections=connections, record_key=record_key, prefix=prefix)
+        link = connect(url, library.source, options)
+        return cls(link, record_key=record_key, prefix=prefix, library=library)
 
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""
@@ -182,10 +161,8 @@ class RedisStore:
                 _seconds(expires_at_ms),
                 len(data),
                 bool(expired),
-                tuple(map(int, checkpoints.split())) if checkpoints else (),
+                _steps(checkpoints) if checkpoints else (),
             )
-        except ValueError:
-            raise StateCorrupt("the list of the stored checkpoints is damaged") from None
         except StateCorrupt as error:
             # Who starts the sequence anew has to name this position to replace what is damaged.
             epoch, _, step = position.partition(b":")
@@ -223,6 +200,13 @@ def _seconds(milliseconds: bytes) -> float:
         return int(milliseconds) / 1000
     except ValueError:
         raise StateCorrupt("the time when the stored record expires is damaged") from None
+
+
+def _steps(checkpoints: bytes) -> tuple[int, ...]:
+    try:
+        return tuple([int(step) for step in checkpoints.split()])
+    except ValueError:
+        raise StateCorrupt("the list of the stored checkpoints is damaged") from None
 
 
 @lru_cache(256)

@@ -6,10 +6,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from services.runtime.core.errors import StatestreamError
-from services.runtime.state.redis_link import RefusedError, packed
+from services.runtime.state.redis_errors import RefusedError
+from services.runtime.state.redis_line import packed
 
 if TYPE_CHECKING:
-    from services.runtime.state.redis_link import RedisLink
+    from services.runtime.state.redis_link import RedisLink, StoreLink
 
 VERSION_MIN = 7
 
@@ -32,8 +33,15 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-async def findings(link: RedisLink) -> list[Finding]:
+async def findings(link: StoreLink) -> list[Finding]:
     """All that can be found out with the rights that we have. Raises nothing."""
+    try:
+        return [finding for master in await link.masters() for finding in await _of_one(master)]
+    except StatestreamError as error:
+        return [Finding(Severity.ERROR, error.message, "check STATESTREAM_REDIS_URL, and that the servers run")]
+
+
+async def _of_one(link: RedisLink) -> list[Finding]:
     try:
         await link.call(packed(b"PING")).reply
         known = await _known(link)
