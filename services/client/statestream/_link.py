@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from grpc import StatusCode, aio
 
 from statestream._channel import grpc_errors
-from statestream._replay import ReplayBounds, ReplayBuffer, Spot
+from statestream._replay import ReplayBuffer, Spot
 from statestream._resume import differ, first_to_send, sequence_lost
 from statestream._retry import GiveUp
 from statestream._types import StreamStats
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from statestream._replay import HeldStep, ReplayBounds
     from statestream._wire import Call, StreamOptions, Wire
     from statestream.common.v1.sequence_pb2 import ReplyHeader
 
@@ -127,6 +128,10 @@ class Link:
         self._check(header, pending.step)
         self._told_by(header)
         self.buffer.add(pending.request, pending.size, header.history_digest)
+        if pending.step == 0 and self._calls > 1:
+            # If the reply to a repeated start was the stored one, the server has not tied this call to its epoch:
+            # whoever starts the sequence anew now would get our next step. To resume asks for that epoch.
+            self.drop()
         return response
 
     async def settle(self) -> None:
@@ -167,7 +172,12 @@ class Link:
             # Until the first reply is here the start is repeated, with its key.
             call = self._open()
             await _write(call, self._wire.config(self._start_config()))
-            await self._replay(call, 0)
+            if len(self.buffer):
+                await self._replay(call, self.buffer.since(0)[:1])
+                self.drop()
+                call = await self._resume(ends=ends)
+        if call is None:
+            raise Unavailable("the server has forgotten the sequence at once")
         if self._calls > 1:
             self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1)
         return call
@@ -186,7 +196,7 @@ class Link:
         lost = opening.lost or (self._told is not None and first <= self._told[1])
         self.stats = replace(self.stats, losses=self.stats.losses + lost)
         self._stands(opening)
-        await self._replay(call, first)
+        await self._replay(call, self.buffer.since(first))
         return call
 
     async def _ask(self) -> tuple[Call, ReplyHeader]:
@@ -197,9 +207,8 @@ class Link:
         await _write(call, self._wire.config(config))
         return call, self._wire.header(await self._read(call))
 
-    async def _replay(self, call: Call, first: int) -> None:
-        """Sends the held steps from `first` on again, some ahead of their replies, which the user has had."""
-        steps = self.buffer.since(first)
+    async def _replay(self, call: Call, steps: list[HeldStep]) -> None:
+        """Sends held steps again, some ahead of their replies, which the user has had."""
         sent, ahead_bytes = 0, 0
         for answered, held in enumerate(steps):
             while sent < len(steps) and (
