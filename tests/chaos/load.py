@@ -6,6 +6,7 @@ It begins to end its sequences when it gets SIGTERM, and exits once all have end
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import uvloop
 from statestream import AsyncClient, Durability, RetryPolicy, errors
 
-from tests.chaos.log import Answer, Begun, Broken, Line, Reply, Totals, write
+from tests.chaos.log import Answer, Begun, Broken, Line, Reply, ToldLost, Totals, write
 from tests.chaos.texts import Text
 
 if TYPE_CHECKING:
@@ -99,21 +100,39 @@ class _User:
         """All steps of the sequence, on as many streams as its user changes to."""
         name = f"chaos-{self._task.seed}-{self._id[0]}-{self._id[1]}"
         session = 0
-        ended = False
+        resume = ended = False
         try:
             while not ended:
                 stream = self._client.sentiment.stream(
-                    name, resume=session > 0, durability=Durability[self._task.durability.upper()]
+                    name, resume=resume, durability=Durability[self._task.durability.upper()]
                 )
-                await _patiently(stream.__aenter__)
+                resume = True
                 try:
-                    ended = await self._take_steps(stream, session)
-                finally:
-                    await stream.__aexit__(None, None, None)
-                    self._tell(_totals(stream))
+                    ended = await self._take_up(stream, session)
+                except (errors.SequenceLost, errors.SequenceNotFound) as error:
+                    if session == 0:
+                        raise  # nobody but the library has held this sequence
+                    resume = isinstance(error, errors.SequenceLost)
+                    self._tell(ToldLost(*self._id, session, self._step, time.monotonic()))
                 session += 1
         except errors.StatestreamError as error:
             self._tell(Broken(*self._id, self._step, time.monotonic(), f"{type(error).__name__} {error}"))
+
+    async def _take_up(self, stream: AsyncSentimentStream, session: int) -> bool:
+        """One stream from its opening to its end; True if the sequence has ended."""
+        await _patiently(stream.__aenter__)
+        try:
+            ended = await self._take_steps(stream, session)
+        except BaseException as error:
+            await stream.__aexit__(type(error), error, None)
+            raise
+        else:
+            # Leaving, the library has every step committed. Where that cannot be, the user still has the text.
+            with contextlib.suppress(*AGAIN):
+                await stream.__aexit__(None, None, None)
+            return ended
+        finally:
+            self._tell(_totals(stream))
 
     async def _take_steps(self, stream: AsyncSentimentStream, session: int) -> bool:
         """Takes steps until the sequence has ended (True), or its user changes to another stream (False)."""
@@ -175,12 +194,12 @@ async def _patiently(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _reconnects(stream: AsyncSentimentStream) -> int:
-    return int(getattr(getattr(stream, "stats", None), "reconnects", 0))
+    return stream.stats.reconnects
 
 
 def _totals(stream: AsyncSentimentStream) -> Totals:
-    stats = getattr(stream, "stats", None)
-    return Totals(*(int(getattr(stats, name, 0)) for name in Totals._fields))
+    stats = stream.stats
+    return Totals(stats.reconnects, stats.replayed_steps, stats.losses, stats.go_aways)
 
 
 async def main(task: Task) -> None:

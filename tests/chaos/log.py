@@ -48,6 +48,19 @@ class Begun(NamedTuple):
     at: float
 
 
+class ToldLost(NamedTuple):
+    """The library said that the store had lost steps which it does not hold, for its user had left a stream since.
+
+    The user has them, and takes the sequence up again.
+    """
+
+    stream: int
+    number: int
+    session: int
+    step: int
+    at: float
+
+
 class Broken(NamedTuple):
     """The library gave up on a sequence, or the user on the library."""
 
@@ -67,8 +80,8 @@ class Totals(NamedTuple):
     go_aways: int
 
 
-Line = Reply | Begun | Broken | Totals
-_KINDS = {kind.__name__: kind for kind in (Reply, Begun, Broken, Totals)}
+Line = Reply | Begun | ToldLost | Broken | Totals
+_KINDS = {kind.__name__: kind for kind in (Reply, Begun, ToldLost, Broken, Totals)}
 
 
 def write(lines: Iterable[Line]) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.chaos.log import Line, Reply, Totals
+from tests.chaos.log import Line, Reply, ToldLost, Totals
 from tests.chaos.plan import Kind
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Summary:
     replayed_steps: int
     go_aways: int
     store_losses_detected: int
+    told_lost: int
     retaken: int
     losses: int
     duplicates: int
@@ -111,10 +112,12 @@ def summary(verdict: Verdict, lines: Iterable[Line], events: Sequence[Event], **
     """All figures together; `facts` are those of the campaign itself."""
     replies: list[Reply] = []
     totals = Totals(0, 0, 0, 0)
+    told_lost = 0
     for line in lines:
         if isinstance(line, Reply):
             replies.append(line)
-        elif isinstance(line, Totals):
+        told_lost += isinstance(line, ToldLost)
+        if isinstance(line, Totals):
             totals = Totals(*map(sum, zip(totals, line, strict=True)))
     return Summary(
         good=verdict.good,
@@ -126,6 +129,7 @@ def summary(verdict: Verdict, lines: Iterable[Line], events: Sequence[Event], **
         replayed_steps=totals.replayed_steps,
         go_aways=totals.go_aways,
         store_losses_detected=totals.losses,
+        told_lost=told_lost,
         retaken=verdict.retaken,
         losses=verdict.losses,
         duplicates=verdict.duplicates,
@@ -157,6 +161,7 @@ def page(told: Summary) -> str:
         "steps replayed by the client library": told.replayed_steps,
         "streams sent on by a draining server": told.go_aways,
         "losses of the store, detected and made good": told.store_losses_detected,
+        "of them told to a user who had left the stream": told.told_lost,
         "steps that a user took again after leaving": told.retaken,
         "losses": told.losses,
         "duplicates": told.duplicates,
