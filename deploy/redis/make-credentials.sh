@@ -1,17 +1,20 @@
 #!/bin/sh
-# Makes the credentials of Redis once, in the folder $1: an access list for Redis with hashes of the passwords, and for
-# each user a file with the password in the form that the user reads. A second run changes nothing.
+# Makes what has to be secret once, in the folder $1: the key that signs exported sequences, an access list for Redis
+# with hashes of the passwords, and for each user a file with the password in the form that the user reads. A second run
+# adds what an earlier release did not make, and changes nothing.
 set -eu
 umask 022 # the folder is a volume; who may read it is decided by who mounts it
 folder=$1
 
+random() { head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'; }
+digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
+
+[ -s "$folder/snapshot_key" ] || random > "$folder/snapshot_key"
 if [ -s "$folder/complete" ]; then
   echo 'credentials: there already'
   exit 0
 fi
 
-random() { head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=\n'; }
-digest() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
 services=$(random)
 exporter=$(random)
 
