@@ -31,6 +31,7 @@ from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis_connect import TlsFiles
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from services.runtime.model.session import OnnxModel
+    from services.runtime.state.redis_breaker import StoreEvents
     from services.runtime.state.store import StateStore
 
 _log = structlog.get_logger(__name__)
 
 
-def make_store(settings: Settings, clock: Clock) -> StateStore:
+def make_store(settings: Settings, clock: Clock, events: StoreEvents) -> StateStore:
     """The state store that the settings name."""
     if settings.store == "memory":
         return MemoryStore(clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
@@ -55,6 +57,9 @@ def make_store(settings: Settings, clock: Clock) -> StateStore:
         settings.redis_url.get_secret_value(),
         timeout_s=settings.redis_timeout_s,
         connections=settings.redis_connections,
+        replicas_acked=settings.redis_replicas_acked,
+        tls=TlsFiles(settings.redis_tls_ca, settings.redis_tls_certificate, settings.redis_tls_key),
+        events=events,
         record_key=settings.record_key.get_secret_value().encode() if settings.record_key else None,
     )
 
@@ -79,7 +84,7 @@ class Server:
         self._clock = clock or SystemClock()
         self.metrics = Metrics(registry or prometheus_client.CollectorRegistry())
         self._owns_store = store is None
-        self._store = store or make_store(settings, self._clock)
+        self._store = store or make_store(settings, self._clock, self.metrics)
         self._catalogue = Catalogue()
         self._drain = Drain()
         self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    Field,
+    FilePath,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.runtime.core.redis_address import parse_redis_address
 
 _ARTEFACTS = Path(__file__).parents[2] / "models" / "artefacts"
 
@@ -37,10 +49,21 @@ class Settings(BaseSettings):
     # Where sequences are kept.
     store: Literal["memory", "redis"] = Field(default="memory", description="State store")
     redis_url: SecretStr = Field(
-        default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis, with user and password"
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis, with user and password; see below for the forms",
     )
     redis_timeout_s: PositiveFloat = Field(default=2.0, description="Bound on every call to Redis")
-    redis_connections: PositiveInt = Field(default=2, description="Connections to Redis")
+    redis_connections: PositiveInt = Field(default=2, description="Connections to each server of Redis")
+    redis_replicas_acked: NonNegativeInt = Field(
+        default=0, description="Replicas of Redis that a commit waits for; 0: none"
+    )
+    redis_tls_ca: FilePath | None = Field(
+        default=None, description="PEM file of who may sign Redis' certificate; unset: the system's authorities"
+    )
+    redis_tls_certificate: FilePath | None = Field(
+        default=None, description="PEM file with a certificate to show to Redis"
+    )
+    redis_tls_key: FilePath | None = Field(default=None, description="PEM file with the key of that certificate")
     record_key: SecretStr | None = Field(
         default=None, description="Key that signs stored records; unset: checksum only"
     )
@@ -93,6 +116,28 @@ class Settings(BaseSettings):
         default="info", description="Least level that is logged"
     )
     log_format: Literal["json", "console"] = Field(default="json", description="Form of the log lines")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_can_be_found(cls, url: SecretStr) -> SecretStr:
+        parse_redis_address(url.get_secret_value())
+        return url
+
+    @model_validator(mode="after")
+    def _files_of_tls_can_be_used(self) -> Self:
+        files = {name: getattr(self, name) for name in ("redis_tls_ca", "redis_tls_certificate", "redis_tls_key")}
+        given = [name for name, file in files.items() if file is not None]
+        if given and not parse_redis_address(self.redis_url.get_secret_value()).tls:
+            raise ValueError(f"{given[0]}: for connections to Redis that are encrypted redis_url begins with rediss")
+        if (self.redis_tls_certificate is None) != (self.redis_tls_key is None):
+            raise ValueError("redis_tls_certificate: needs redis_tls_key, and it needs a certificate")
+        try:
+            context = ssl.create_default_context(cafile=self.redis_tls_ca)
+            if self.redis_tls_certificate is not None:
+                context.load_cert_chain(self.redis_tls_certificate, self.redis_tls_key)
+        except OSError as error:
+            raise ValueError(f"{' and '.join(given)}: no certificate and key of one another in PEM form") from error
+        return self
 
     @model_validator(mode="after")
     def _addresses_have_ports(self) -> Self:

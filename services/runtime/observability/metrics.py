@@ -113,6 +113,9 @@ class Metrics:
         self._store_errors = Counter(
             "statestream_store_errors", "Calls that the state store failed", ("operation",), registry=registry
         )
+        self._circuit_open = Gauge(
+            "statestream_store_circuit_open", "Servers of the state store given up for now", registry=registry
+        )
         # On the hot path labels() costs more than the counting itself.
         self._phase = self._phases.series
         self._messages_of = lru_cache(maxsize=None)(self._messages.labels)
@@ -206,6 +209,14 @@ class Metrics:
     def store_failed(self, operation: str) -> None:
         """The store did not do `operation`, "load" or "commit"."""
         self._store_errors.labels(operation).inc()
+
+    def circuit_opened(self) -> None:
+        """See `StoreEvents`."""
+        self._circuit_open.inc()
+
+    def circuit_closed(self) -> None:
+        """See `StoreEvents`."""
+        self._circuit_open.dec()
 
     def model_served(self, model_id: ModelId, state_bytes: int) -> None:
         """A model version was loaded."""
