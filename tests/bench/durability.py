@@ -24,6 +24,15 @@ ROUNDS = 7
 LENGTHS = (10, 100, 1000)
 """Steps of the sequences whose size is looked at."""
 
+INTRO = (
+    f"What durability costs, {STREAMS} streams on Redis, the three taking turns {ROUNDS} times over. CPU is that of "
+    "the server, calls are those of functions in Redis:"
+)
+HEAD = (
+    "| timesteps a message | durability | steps/s | of NONE | least to most | p50 ms | p99 ms "
+    "| CPU us/step | calls/step |"
+)
+
 
 class Cost(NamedTuple):
     """Of one durability at one number of timesteps a message.
@@ -103,13 +112,7 @@ def _bytes_after(server: Process, redis: RedisServer, steps: int) -> int:
 
 def page(measured: Costs) -> str:
     """The figures in Markdown."""
-    lines = [
-        f"What durability costs, {STREAMS} streams on Redis, the three taking turns {ROUNDS} times over. "
-        "CPU is that of the server, calls are those of functions in Redis:",
-        "",
-        "| timesteps a message | durability | steps/s | of NONE | least to most | p50 ms | p99 ms | CPU us/step | calls/step |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = [INTRO, "", HEAD, "| ---: | --- |" + " ---: |" * 7]
     for cost in measured.costs:
         low, high = cost.spread
         lines.append(

@@ -57,7 +57,8 @@ class Told(NamedTuple):
 class Standing(NamedTuple):
     """A sequence that was taken up: its record under the new epoch.
 
-    `lost`: the store had less of it than its client was told.
+    `lost`: the store has less of it than its client was told: it came back older than it was, or somebody has rewound
+    the sequence or started it anew, which its history tells.
     """
 
     record: Record

@@ -68,7 +68,14 @@ class Recompute(NamedTuple):
     record: Record
 
 
-Decision = Run | StoredReply | Recompute
+class Replay(NamedTuple):
+    """Answer with a reply that `record` keeps."""
+
+    record: Record
+    stored: StoredReply
+
+
+Decision = Run | Replay | Recompute
 
 
 def content_digest(content: bytes, *, end: bool, start_key: str = "") -> bytes:
@@ -126,14 +133,14 @@ def absent(why: Absence) -> SequenceEvicted | SequenceNotFound:
     return SequenceNotFound("no such sequence; start it first")
 
 
-def _applied(record: Record, step: int, digest: bytes) -> StoredReply | Recompute:
+def _applied(record: Record, step: int, digest: bytes) -> Replay | Recompute:
     expected = record.position.step
     for reply in record.replies:
         if reply.step == step:
             if reply.digest != digest:
                 raise StepContentMismatch(f"step {step} was applied with other content")
             if reply.reply:
-                return reply
+                return Replay(record, reply)
             if record.previous is not None and step == expected - 1:
                 return Recompute(record)
     raise StepOutOfOrder(

@@ -23,7 +23,7 @@ from services.runtime.core.errors import (
 )
 from services.runtime.sequences.commits import Commits
 from services.runtime.sequences.contract import Standing, StepContext, Taken
-from services.runtime.sequences.decide import Recompute, Run, decide, keep_replies, standing, start_over
+from services.runtime.sequences.decide import Recompute, Replay, Run, decide, keep_replies, standing, start_over
 from services.runtime.sequences.heads import Heads
 from services.runtime.sequences.history import descends, extended
 from services.runtime.sequences.lanes import Lanes
@@ -100,10 +100,10 @@ class Sequences:
                 self._events.loss_detected(name.model, healed=False)
             raise
         self._events.sequence_resumed(name.model)
-        lost = told is not None and (at.epoch, at.step - 1) < told
-        if lost:
+        if told is not None and (at.epoch, at.step - 1) < told:
             self._events.loss_detected(name.model, healed=False)
-        return Standing(record, lost)
+        # A higher epoch proves no loss: a rewind has one too, and so has an earlier attempt to resume after a loss.
+        return Standing(record, lost=told is not None and at.step <= told.committed_step)
 
     async def settle(self, name: SequenceName) -> int | None:
         """Returns when the store holds all that was answered here; the last committed step, if a head tells it.
@@ -165,11 +165,8 @@ class Sequences:
     async def _attempt(self, name: SequenceName, request: StepRequest, fold: Fold) -> Taken:
         decision, fresh = await self._first_decision(name, request)
         for _ in range(ATTEMPTS_MAX):
-            if isinstance(decision, StoredReply):
-                self._events.step_replayed(name.model)
-                return Taken(decision.reply, request.epoch, decision.step + 1)
-            if isinstance(decision, Recompute):
-                return await self._recompute(name, request, decision.record, fold)
+            if isinstance(decision, Replay | Recompute):
+                return await self._answer_again(name, request, decision, fold)
             if decision.base is not None and decision.base.durability is Durability.CHECKPOINT:
                 if not request.end:
                     return await self._run_ahead(name, request, decision, decision.base, fold)
@@ -190,11 +187,7 @@ class Sequences:
         """What to do, and whether that was learnt from the store just now."""
         new_epoch = self._commits.new_epoch()
         if request.start:
-            try:
-                found = await self._commits.load(name, request.durability)
-            except StateCorrupt as error:
-                return start_over(error, new_epoch), True
-            return decide(found, request, new_epoch), True
+            return await self._decide_start(name, request, new_epoch), True
         record = self._at_hand(name, request)
         if record is not None:
             return decide(_as_found(record), request, new_epoch), False
@@ -206,6 +199,22 @@ class Sequences:
         # A stream that is new to the sequence has to be the only one on it before it runs ahead of the store.
         record, _ = await self._take_up(name)
         return decide(_as_found(record), request, new_epoch), True
+
+    async def _decide_start(self, name: SequenceName, request: StepRequest, new_epoch: int) -> Decision:
+        try:
+            found = await self._commits.load(name, request.durability)
+        except StateCorrupt as error:
+            return start_over(error, new_epoch)
+        decision = decide(found, request, new_epoch)
+        if (
+            isinstance(decision, Run)
+            or decision.record.ended
+            or decision.record.durability is not Durability.CHECKPOINT
+        ):
+            return decision
+        # A repeated start: the replica that it first came to may still run ahead.
+        record, _ = await self._take_up(name)
+        return decide(_as_found(record), request, new_epoch)
 
     def _at_hand(self, name: SequenceName, request: StepRequest) -> Record | None:
         """A record in this replica's memory to go on from; only the commit proves that it is not out of date."""
@@ -304,8 +313,21 @@ class Sequences:
         )
         return record, reply
 
-    async def _recompute(self, name: SequenceName, request: StepRequest, record: Record, fold: Fold) -> Taken:
-        """The reply to the latest step once more, which was too large to keep."""
+    async def _answer_again(
+        self, name: SequenceName, request: StepRequest, decision: Replay | Recompute, fold: Fold
+    ) -> Taken:
+        """The reply to a step that was taken before, as it was."""
+        self._events.step_replayed(name.model)
+        record = decision.record
+        # Only who has started or resumed such a sequence may run ahead in its epoch.
+        shared = request.start or record.durability is not Durability.CHECKPOINT
+        epoch = record.position.epoch if shared else request.epoch
+        if isinstance(decision, Replay):
+            return Taken(decision.stored.reply, epoch, decision.stored.step + 1)
+        return Taken(await self._recompute(name, request, record, fold), epoch, record.position.step)
+
+    async def _recompute(self, name: SequenceName, request: StepRequest, record: Record, fold: Fold) -> bytes:
+        """The reply to the latest step, which was too large to keep."""
         step = record.position.step - 1
         context = StepContext(
             sequence_id=name.sequence_id,
@@ -320,8 +342,7 @@ class Sequences:
         if record.previous is None:
             raise AssertionError("only what has a previous carry is computed again")
         reply, _ = await fold(context, record.previous)
-        self._events.step_replayed(name.model)
-        return Taken(reply, request.epoch, record.position.step)
+        return reply
 
 
 def _as_found(record: Record) -> Stored:

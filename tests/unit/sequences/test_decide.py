@@ -12,10 +12,11 @@ from services.runtime.core.errors import (
     SequenceEvicted,
     SequenceExpired,
     SequenceNotFound,
+    StepConflict,
     StepContentMismatch,
     StepOutOfOrder,
 )
-from services.runtime.sequences.decide import Run, StepRequest, content_digest, decide, keep_replies
+from services.runtime.sequences.decide import Replay, Run, StepRequest, content_digest, decide, keep_replies
 from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply
 from tests.kit.toy import TOY_ID
 
@@ -57,8 +58,17 @@ class TestContinue:
     def test_an_applied_step_is_answered_again(self, step: int) -> None:
         """The stored reply, and no run."""
         decision = decide(stored(5), request(step), 0)
-        assert isinstance(decision, StoredReply)
-        assert decision.reply == f"reply {step}".encode()
+        assert isinstance(decision, Replay)
+        assert decision.stored.reply == f"reply {step}".encode()
+
+    def test_a_stream_of_an_older_epoch_takes_no_step(self) -> None:
+        """Somebody has resumed, rewound or replaced the sequence since; what was applied is still answered."""
+        found = stored(3)
+        assert isinstance(decide(found, request(3)._replace(epoch=EPOCH), 0), Run)
+        for step in (3, 7, None):
+            with pytest.raises(StepConflict):
+                decide(found, request(step)._replace(epoch=EPOCH - 1), 0)
+        assert isinstance(decide(found, request(2)._replace(epoch=EPOCH - 1), 0), Replay)
 
     def test_an_applied_step_with_other_content_is_refused(self) -> None:
         """The same number cannot mean two things."""
@@ -82,14 +92,14 @@ class TestContinue:
     def test_an_expired_sequence_still_answers_retries(self) -> None:
         """A retry of an applied step is safe; a new step is refused as expired."""
         found = stored(2, expired=True)
-        assert isinstance(decide(found, request(1), 0), StoredReply)
+        assert isinstance(decide(found, request(1), 0), Replay)
         with pytest.raises(SequenceExpired):
             decide(found, request(2), 0)
 
     def test_an_ended_sequence_still_answers_retries(self) -> None:
         """The last reply again, but no further step."""
         found = stored(2, ended=True)
-        assert isinstance(decide(found, request(1), 0), StoredReply)
+        assert isinstance(decide(found, request(1), 0), Replay)
         with pytest.raises(SequenceEnded):
             decide(found, request(2), 0)
 
@@ -116,7 +126,7 @@ class TestStart:
     def test_a_repeated_start_with_a_key_is_a_retry(self) -> None:
         """However far the sequence has come: answered while the reply is kept, never restarted."""
         again = request(0, start=True, key="k")
-        assert isinstance(decide(stored(4, key="k"), again, 0), StoredReply)
+        assert isinstance(decide(stored(4, key="k"), again, 0), Replay)
         with pytest.raises(StepOutOfOrder):
             decide(stored(9, key="k"), again, 0)
 
@@ -127,7 +137,7 @@ class TestStart:
     def test_without_a_key_it_is_a_retry_while_nothing_follows(self) -> None:
         """Then starting again would give the same state; later it would lose steps, and is meant."""
         again = request(0, start=True)
-        assert isinstance(decide(stored(1), again, 0), StoredReply)
+        assert isinstance(decide(stored(1), again, 0), Replay)
         assert isinstance(decide(stored(2), again, 0), Run)
 
 

@@ -184,8 +184,9 @@ class ReplyHeader(_message.Message):
     resume; that response answers no step: step is 0 and the task's own fields are unset.
     """
     lost: _builtins.bool
-    """lost is true on that first response if the store came back older than the client was told: steps from next_step on
-    have to be sent again although they had been committed.
+    """lost is true on that first response if the store holds less than the client was told. Where history_digest is that
+    of the client's own step next_step - 1 the store came back older than it was, and the steps from next_step on have
+    to be sent again. Otherwise somebody has rewound the sequence or started it anew.
     """
     history_digest: _builtins.bytes
     """history_digest stands for the content of all steps up to this one, in their order, 16 bytes: two that are equal at
