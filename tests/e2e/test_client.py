@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from statestream import AsyncClient, Client, Durability, Label, SequenceStatus, errors
+from statestream import AsyncClient, Client, Durability, Label, ReplayBounds, SequenceStatus, errors
 
 from tests.kit.background import background_server
 from tests.kit.processes import replicas
@@ -69,7 +69,7 @@ async def test_a_sequence_is_seen_through_its_life(client: AsyncClient) -> None:
     async with client.sentiment.stream("life") as stream:
         await stream.send("A wonderful ")
     found = await client.sequences.get("sentiment", "life")
-    assert (found.status, found.next_step, found.durability) == (SequenceStatus.LIVE, 1, Durability.STEP)
+    assert (found.status, found.next_step, found.durability) == (SequenceStatus.LIVE, 1, Durability.CHECKPOINT)
     assert found.expires_at is not None
     async with client.sentiment.stream("life", resume=True) as stream:
         last = await stream.send("film.", end=True)
@@ -152,31 +152,37 @@ async def test_streams_outlive_their_replica(redis_url: str, how: str) -> None:
         streams = [await stack.enter_async_context(client.sentiment.stream()) for _ in range(4)]
         for word in words[:4]:
             await asyncio.gather(*(stream.send(word) for stream in streams))
-        calls = [stream._call for stream in streams]  # pyright: ignore[reportPrivateUsage]
         lose = group[0].kill if how == "kill" else group[0].terminate
         losing = asyncio.create_task(lose())
         for word in words[4:]:
             await asyncio.gather(*(stream.send(word) for stream in streams))
         await losing
         finals = [await stream.end() for stream in streams]
-        moved = [call is not stream._call for call, stream in zip(calls, streams, strict=True)]  # pyright: ignore[reportPrivateUsage]
-    assert any(moved)
+    assert any(stream.stats.reconnects for stream in streams)
+    assert not any(stream.stats.losses for stream in streams)
     assert {bits(final.sentiment) for final in finals} == {bits(whole)}
     assert {final.header.step for final in finals} == {len(words)}
 
 
-async def test_state_that_is_lost_is_told() -> None:
-    """A restarted server without a store does not know the sequence: the client says so, and begins nothing anew."""
+@pytest.mark.parametrize("slack", [64, 0])
+async def test_state_that_is_lost_is_fed_again_or_told(slack: int) -> None:
+    """A restarted server without a store has lost all: what the client still holds is sent again, else it says so."""
     async with running() as first:
         port = first.port
-        client = AsyncClient(f"127.0.0.1:{port}")
-        stream = client.sentiment.stream("lost")
+        client = AsyncClient(f"127.0.0.1:{port}", replay=ReplayBounds(slack_steps=slack))
+        stream = client.sentiment.stream("lost", durability=Durability.STEP)
         await stream.__aenter__()
         await stream.send("A wonderful ")
-    async with running(listen=f"127.0.0.1:{port}"):
-        with pytest.raises(errors.SequenceNotFound):
-            await stream.send("film.")
-        await client.close()
+        await stream.send("and warm ")
+    async with running(listen=f"127.0.0.1:{port}"), client:
+        if slack:
+            [whole] = await client.sentiment.classify(["A wonderful and warm film."])
+            assert bits((await stream.send("film.", end=True)).sentiment) == bits(whole)
+            assert (stream.stats.losses, stream.stats.replayed_steps) == (1, 2)
+        else:
+            with pytest.raises(errors.SequenceLost) as caught:
+                await stream.send("film.")
+            assert (caught.value.next_step, caught.value.oldest_step) == (0, 2)
 
 
 def test_the_blocking_client_does_the_same() -> None:
