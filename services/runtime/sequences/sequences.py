@@ -219,6 +219,9 @@ class Sequences:
     def _at_hand(self, name: SequenceName, request: StepRequest) -> Record | None:
         """A record in this replica's memory to go on from; only the commit proves that it is not out of date."""
         head = self._heads.get(name)
+        if head is not None and (request.epoch or 0) > head.record.position.epoch:
+            self._heads.drop(name)  # the stream knows of a later one, which was fenced off from here
+            head = None
         if head is not None:
             record = head.record if request.epoch is not None else None
         else:
@@ -237,6 +240,7 @@ class Sequences:
                 await self._heads.settle(name)
             record = standing(await self._commits.load(name))
             if record.ended:
+                self._heads.drop(name)
                 return record, record.position
             self._catalogue.pinned(record.model)  # who cannot serve it does not take it from those who can
             fenced = self._commits.fenced(record)

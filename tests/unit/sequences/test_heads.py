@@ -159,6 +159,21 @@ def test_who_resumes_at_the_same_replica_finds_every_step() -> None:
     play(scenario)
 
 
+def test_a_head_that_was_left_behind_keeps_nobody_from_the_last_reply() -> None:
+    """The sequence went on elsewhere and ended there: back here, its end is found in the store."""
+
+    async def scenario(loop: VirtualTimeLoop, store: HandStore) -> None:
+        a, b = Ahead(loop, store), Ahead(loop, store)
+        first, second, third = a.stream(), b.stream(), a.stream()
+        await first.start()
+        await second.resume()
+        assert await second.take(1, end=True) == b"1:2"
+        assert await third.resume() == 2
+        assert await third.take(1, end=True) == b"1:2"
+
+    play(scenario)
+
+
 def test_a_stream_that_does_not_ask_resumes_all_the_same() -> None:
     """Continuing such a sequence without `resume` fences as well: it is the only way to run ahead safely."""
 
