@@ -20,7 +20,7 @@ COMPOSE ?= docker compose
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help setup demo gen gen-check docs format lint breaking type test parity bench compose-test up down check train clean
+.PHONY: help setup demo gen gen-check docs format lint breaking type test parity bench chaos compose-test up down check train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-13s %s\n", $$1, $$2 }'
@@ -100,6 +100,13 @@ parity: setup ## torch = ONNX, batched = alone, chunked = whole
 
 bench: setup ## measure the served model and write docs/benchmarks.md
 	$(BIN)/python -m tests.bench
+
+# Runs in a network namespace of its own where the rights allow it, and then drops packets for its partitions.
+SECONDS ?= 60
+KILLS ?= 15
+SEED ?= 1
+chaos: setup ## kill, stop and cut off real servers and Redis under load (SECONDS=60 KILLS=15 SEED=1)
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --kills $(KILLS) --seed $(SEED) $(CHAOS)
 
 train: setup ## train, export and measure the model of a task (TASK=sentiment)
 	$(BIN)/python -m models.$(TASK).train

@@ -18,6 +18,7 @@ import uvloop
 
 from tests.chaos.campaign import Campaign, Options
 from tests.chaos.network import enter_namespace
+from tests.chaos.plan import Kind
 from tests.chaos.report import Summary, page
 
 
@@ -29,7 +30,8 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--servers", type=int, default=3, help="server processes, at least 2")
     parser.add_argument("--streams", type=int, default=64, help="streams that are live at any time")
     parser.add_argument("--steps-per-s", type=float, default=3.0, help="of each stream")
-    parser.add_argument("--durability", default="step", choices=["step", "checkpoint"], help="of the sequences")
+    parser.add_argument("--durability", default="checkpoint", choices=["step", "checkpoint"], help="of the sequences")
+    parser.add_argument("--without", type=Kind, nargs="*", default=[], help="kinds of faults that do not happen")
     parser.add_argument("--json", type=Path, help="file for the summary")
     parser.add_argument("--folder", type=Path, help="empty folder for the logs, which are kept; else they are not")
     return parser.parse_args()
@@ -48,6 +50,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> Summary:
         streams=arguments.streams,
         steps_per_s=arguments.steps_per_s,
         durability=arguments.durability,
+        without=frozenset(arguments.without),
     )
     return await Campaign(options, folder).run()
 

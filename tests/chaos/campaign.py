@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.network import Partitions
+    from tests.chaos.plan import Fault, Kind
 
 _END_S_MAX = PATIENCE_S + 30.0
 """How long the load may take to end its sequences once it is told to."""
@@ -45,6 +46,11 @@ class Options:
     streams: int
     steps_per_s: float
     durability: str
+    without: frozenset[Kind] = frozenset()
+
+    def plan(self) -> list[Fault]:
+        """The faults that happen."""
+        return draw(self.seed, seconds=self.seconds, kills=self.kills, servers=self.servers, without=self.without)
 
 
 class Campaign:
@@ -64,7 +70,6 @@ class Campaign:
             Exception: something did not come back, or ended that nobody had ended.
         """
         options = self._options
-        faults = draw(options.seed, seconds=options.seconds, kills=options.kills, servers=options.servers)
         async with AsyncExitStack() as stack:
             group = RedisGroup()
             stack.callback(group.close)
@@ -73,7 +78,9 @@ class Campaign:
             loads = [await self._load(stack, fleet, number) for number in range(LOADS)]
             self._say(f"{options.servers} servers serve {options.streams} streams; partitions: {self._partitions.name}")
             began_at = time.monotonic()
-            injecting = asyncio.create_task(Injector(fleet, group, self._partitions, self._happened).run(faults))
+            injecting = asyncio.create_task(
+                Injector(fleet, group, self._partitions, self._happened).run(options.plan())
+            )
             watching = [asyncio.create_task(_watch(load)) for load in loads]
             for task in (injecting, *watching):
                 stack.callback(task.cancel)
@@ -124,8 +131,7 @@ class Campaign:
     def _verdict(self, seconds: float) -> Summary:
         options = self._options
         logs = [self._log(number) for number in range(LOADS)]
-        answers = Oracle(options.seed).answers
-        verdict = check(read(logs), lambda stream, number, steps, ended: answers(stream, number, steps, ended=ended))
+        verdict = check(read(logs), Oracle(options.seed).answers)
         return summary(
             verdict,
             read(logs),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tests.chaos.log import Begun, Broken, Line, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from tests.chaos.log import Answer
 
-    Answers = Callable[[int, int, int, bool], Iterable[Answer]]
-    """(stream, number, steps, ended) to the answer to each step."""
+
+class Answers(Protocol):
+    """Gives the answer to each of so many steps of a sequence, of which the last one ended it or did not."""
+
+    def __call__(self, stream: int, number: int, steps: int, *, ended: bool) -> Iterable[Answer]:
+        """See the class."""
+        ...
 
 
 @dataclass
@@ -62,7 +67,7 @@ def check(lines: Iterable[Line], answers: Answers) -> Verdict:
         verdict.sequences += ended
         steps = max((reply.step for reply in replies), default=-1) + 1
         verdict.steps += steps
-        _compare(name, replies, list(answers(stream, number, steps, ended)), verdict)
+        _compare(name, replies, list(answers(stream, number, steps, ended=ended)), verdict)
     return verdict
 
 

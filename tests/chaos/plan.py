@@ -45,7 +45,7 @@ class Shape:
 
 
 SHAPES = {
-    Kind.KILL: Shape(0.9, (0.05, 1.0)),
+    Kind.KILL: Shape(1.0, (0.05, 1.0)),
     Kind.KILL_ALL: Shape(0.02, (0.05, 0.5)),
     Kind.STOP: Shape(0.15, (0.2, 3.0)),
     Kind.DRAIN: Shape(0.15, (0.05, 1.0)),
@@ -80,9 +80,9 @@ def draw(seed: int, *, seconds: float, kills: int, servers: int, without: frozen
     rng = random.Random(f"faults {seed}")
     faults: list[Fault] = []
     for kind, shape in SHAPES.items():
-        count = 0 if kind in without else max(1, round(kills * shape.share))
+        count = _count(kind, kills, without)
         if kind is Kind.KILL:
-            count = kills - (0 if Kind.KILL_ALL in without else servers * max(1, round(kills * _KILL_ALL_SHARE)))
+            count = max(0, kills - servers * _count(Kind.KILL_ALL, kills, without))
         for i in range(count):
             # A whole number of them in each part of the time: spread, and yet at random.
             at_s = seconds * (i + rng.random()) / count
@@ -90,4 +90,5 @@ def draw(seed: int, *, seconds: float, kills: int, servers: int, without: frozen
     return sorted(faults, key=lambda fault: fault.at_s)
 
 
-_KILL_ALL_SHARE = SHAPES[Kind.KILL_ALL].share
+def _count(kind: Kind, kills: int, without: frozenset[Kind]) -> int:
+    return 0 if kind in without else max(1, round(kills * SHAPES[kind].share))
