@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from statestream import Durability, RetryPolicy, errors
 from statestream._channel import Connection
+from statestream._replay import ReplayBounds
 from statestream._retry import Timing
 from statestream._sequences import AsyncSequences
-from statestream._replay import ReplayBounds
 from statestream._stream import AsyncStepStream
 from statestream._wire import StreamOptions
 
 from services.runtime.state.types import Durability as Kept
 from tests.kit.simulated_calls import Channel
-from tests.kit.simulated_task import MODEL, Piece, ToyUpdate, ToyWire
+from tests.kit.simulated_task import Piece, ToyUpdate, ToyWire
 from tests.kit.virtual_time import Node
 from tests.simulation.ledger import Story
 
@@ -33,8 +33,11 @@ AGAIN = (
     errors.CallCancelled,
     errors.CapacityExceeded,
     errors.ModelFailure,
+    errors.ReplayBufferFull,
 )
 """After these a step is sent again: nothing was said about the sequence."""
+
+POISON = np.array([666], np.float32).tobytes()
 
 Stream = AsyncStepStream[bytes, ToyUpdate]
 
@@ -87,15 +90,20 @@ class Actor:
         self.sequence_id = f"s{number}"
         self.writer = self.name
         self.sent: dict[int, Piece] = {}
-        self.taken = 0
+        self.begun: asyncio.Future[None] = world.loop.create_future()
         self.lives = 0
         self.ends = self.rng.random() < 0.6
         durability = {"step": Durability.STEP, "none": Durability.NONE, "checkpoint": Durability.CHECKPOINT}.get(kind)
         self.durability = durability or self.rng.choice((Durability.CHECKPOINT, Durability.CHECKPOINT, Durability.STEP))
         self.story = Story(Kept(self.durability), own=self.sent)
-        world.ledger.stories[self.sequence_id] = self.story
+        if kind != "unnamed":
+            world.ledger.stories[self.sequence_id] = self.story
+        else:
+            self.ends = False
+            self.sent[self.steps] = Piece(b"", end=True)
         if kind == "none":
-            self.story.excuses |= {"SEQUENCE_NOT_FOUND", "STEP_OUT_OF_ORDER"}
+            # It is known to one replica only; at another there is nothing of it, or what is left of an earlier attempt.
+            self.story.excuses |= {"SEQUENCE_NOT_FOUND", "SEQUENCE_LOST", "STEP_CONFLICT", "STEP_CONTENT_MISMATCH"}
 
     async def run(self) -> None:
         """All of its life, seen from outside: a process that vanishes is followed by another."""
@@ -122,32 +130,46 @@ class Actor:
 
     async def _work(self, seat: Seat) -> None:
         resume = self.lives > 1
-        try:
-            async with self._stream(seat, resume=resume) as stream:
-                if resume:
-                    self.taken = stream.next_step
-                while self.taken < self.steps:
-                    await self._pause()
-                    await self._take(stream, self.taken)
-                    self.taken += 1
-                    self._may_vanish(seat)
-        except errors.SequenceEnded as error:
-            if self.steps - 1 not in self.sent or not self.sent[self.steps - 1].end:
+        while True:
+            try:
+                stream = self._stream(seat, resume=resume)
+                async with stream:
+                    await self._steps(seat, stream)
+            except errors.SequenceEnded as error:
+                if self.steps - 1 not in self.sent or not self.sent[self.steps - 1].end:
+                    self.world.ledger.failed(self.sequence_id, error)
+                break
+            except AGAIN as error:
+                # It could not be taken up, or its last steps not be committed.
+                self.world.trace(self.name, "comes back:", error.reason)
+                await asyncio.sleep(self.rng.random() * 0.05)
+                resume = self.begun.done()
+            except errors.StatestreamError as error:
+                self.world.trace(self.name, "gives up", error.reason)
                 self.world.ledger.failed(self.sequence_id, error)
-        except errors.StatestreamError as error:
-            self.world.trace(self.name, "gives up", error.reason)
-            if isinstance(error, AGAIN):
-                raise
-            self.world.ledger.failed(self.sequence_id, error)
-            return
+                return
+            else:
+                break
         self.world.trace(self.name, "is done")
-        ended = self.ends or self.kind == "unnamed"
-        self.world.done.append((self.sequence_id, self.steps, ended))
+        if self.kind != "unnamed":
+            self.world.done.append((self.sequence_id, self.steps, self.ends))
+        elif stream.ended:
+            self.world.done.append((self.sequence_id, self.steps + 1, True))
+
+    async def _steps(self, seat: Seat, stream: Stream) -> None:
+        while stream.next_step < self.steps:
+            await self._pause()
+            await self._take(stream, stream.next_step)
+            self._may_vanish(seat)
 
     def _stream(self, seat: Seat, *, resume: bool) -> Stream:
-        options = StreamOptions(sequence_id=self.sequence_id, resume=resume, durability=self.durability)
-        wire = ToyWire(seat.channel, self._hears)
-        return AsyncStepStream(seat.connection, wire, options)
+        name = None if self.kind == "unnamed" else self.sequence_id
+        options = StreamOptions(sequence_id=name, resume=resume, durability=self.durability)
+        stream = AsyncStepStream(seat.connection, ToyWire(seat.channel, self._hears), options)
+        if name is None:
+            self.sequence_id = stream.sequence_id
+            self.world.ledger.stories[self.sequence_id] = self.story
+        return stream
 
     def _hears(self, config: Any, response: Any) -> None:
         header, world = response.header, self.world
@@ -158,17 +180,30 @@ class Actor:
             committed = header.committed_step if header.HasField("committed_step") else None
             world.trace(self.name, "hears", header.step, "committed", committed, "epoch", header.epoch)
             world.check(world.ledger.told, self.sequence_id, self.sent, response)
+            if not self.begun.done():
+                self.begun.set_result(None)
 
     async def _take(self, stream: Stream, step: int) -> ToyUpdate:
         end = self.ends and step == self.steps - 1
         piece = Piece(values_of(self.writer, step), end)
         self.sent[step] = piece
+        if self.rng.random() < 0.03:
+            await self._fail_once(stream)
         while True:
             try:
                 return await self._send(stream, piece)
             except AGAIN as error:
                 self.world.trace(self.name, "is told", error.reason, "at", step)
                 await asyncio.sleep(self.rng.random() * 0.05)
+
+    async def _fail_once(self, stream: Stream) -> None:
+        """Sends what the model refuses; it must not be taken, and not hurt who shares its run."""
+        try:
+            await stream.send(POISON)
+        except AGAIN as error:
+            self.world.trace(self.name, "sent poison, is told", error.reason)
+        else:
+            self.world.fail(f"{self.sequence_id}: a piece was taken that the model refuses")
 
     async def _send(self, stream: Stream, piece: Piece) -> ToyUpdate:
         self.world.trace(self.name, "sends", stream.next_step)

@@ -64,9 +64,9 @@ class Faults:
     def _upgrade(self, fault: Fault, replica: Replica) -> Callable[[], None]:
         world = self._world
         versions = ("2",) if fault.size < 0.2 else ("1", "2")
-        if "1" not in versions:
-            for story in world.ledger.stories.values():
-                story.excuses |= {"MODEL_VERSION_GONE", "MODEL_NOT_FOUND"}
+        # What began on the new version is not served by those that have only the old one, and the other way round.
+        for story in world.ledger.stories.values():
+            story.excuses |= {"MODEL_VERSION_GONE", "MODEL_NOT_FOUND"}
         world.stop(replica, unlist=True)
         return lambda: world.start_again(fault.replica, replica, versions)
 
@@ -129,8 +129,5 @@ class Faults:
         names = self._world.store.names
         if names:
             name = names[int(fault.size * len(names))]
-            story = self._world.ledger.stories.get(name.sequence_id)
-            if story is not None:
-                # A start that is repeated, or a head that goes on, may put it right again; else this is the end.
-                story.excuses |= {reason, "SEQUENCE_NOT_FOUND", "STEP_OUT_OF_ORDER", "STEP_CONFLICT"}
-                spoil(name)
+            self._world.check(self._world.ledger.spoilt, name, reason)
+            spoil(name)

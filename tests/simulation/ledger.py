@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from tests.kit.simulated_link import StoreServer
 
 
+STRICT_LOST = True
+"""Judge what a resumed stream is told of a loss that happened before another stream took the sequence up."""
+
+
+LOSSES = frozenset({"SEQUENCE_NOT_FOUND", "SEQUENCE_LOST"})
+"""What a client is told that no longer has what the store has lost."""
+
+
 class Violation(AssertionError):
     """Something happened that must never happen."""
 
@@ -81,8 +89,7 @@ class Ledger:
                 left = now.record.position.step if isinstance(now, Stored) else 0
                 story.lost_from = left if story.lost_from is None else min(story.lost_from, left)
                 story.lost_to = max(story.lost_to, was.record.position.step)
-                # A client that no longer has what was lost cannot go on, and is told so.
-                story.excuses |= {"SEQUENCE_NOT_FOUND", "REPLAY_BUFFER_FULL", "STEP_OUT_OF_ORDER", "STATE_LOST"}
+                story.excuses |= LOSSES
 
     # ---- what clients are told
 
@@ -110,6 +117,14 @@ class Ledger:
             self._check_digest(sequence_id, story, chain, header.history_digest)
         self._check_committed(sequence_id, story, header, chain)
 
+    def spoilt(self, name: SequenceName, reason: str) -> None:
+        """The store has lost one sequence whole."""
+        story = self.stories[name.sequence_id]
+        found = self._store.peek(name)
+        if isinstance(found, Stored):
+            story.lost_from, story.lost_to = 0, max(story.lost_to, found.record.position.step)
+        story.excuses |= {reason, *LOSSES}
+
     def taken_up(self, sequence_id: str, told: Any, header: Any) -> None:
         """A stream that resumes was told where the sequence stands; `told` is the configuration it sent."""
         story = self.stories[sequence_id]
@@ -118,11 +133,12 @@ class Ledger:
         if had is not None and told.epoch <= header.epoch and not story.rewound:
             less = header.next_step <= had
             self._hold(
-                header.lost or not less,
+                header.lost or not less or not STRICT_LOST,
                 f"{sequence_id}: committed were {had}, next is {header.next_step}, and nothing is said of a loss",
             )
         if header.lost:
-            self._hold(story.lost_from is not None, f"{sequence_id}: told of a loss, and the store lost nothing")
+            lost = story.lost_from is not None or story.rewound
+            self._hold(lost, f"{sequence_id}: told of a loss, and the store lost nothing")
         if had is not None and header.next_step <= had and not story.rewound:
             self._hold(
                 story.lost_from is not None and story.lost_from <= header.next_step,
@@ -208,7 +224,8 @@ class Ledger:
         """What is told as committed stands in the store now, unless the store has lost it since."""
         if not header.HasField("committed_step"):
             self._hold(
-                story.durability is Durability.NONE, f"{sequence_id} step {header.step}: nothing told as committed"
+                story.durability is Durability.NONE or story.lost_from is not None,
+                f"{sequence_id} step {header.step}: nothing told as committed",
             )
             return
         step = header.committed_step
@@ -217,7 +234,7 @@ class Ledger:
             header.step - step <= self._uncommitted_max,
             f"{sequence_id} step {header.step}: committed is {step}, more than {self._uncommitted_max} behind",
         )
-        if step < story.lost_to or story.rewound or {"SEQUENCE_EVICTED", "STATE_CORRUPT"} & story.excuses:
+        if step < story.lost_to or story.rewound or story.excuses - LOSSES:
             return
         found = self._store.peek(name_of(sequence_id))
         if not isinstance(found, Stored):

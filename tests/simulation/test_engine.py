@@ -17,8 +17,8 @@ import pytest
 from services.runtime.core.errors import StatestreamError, Unavailable
 from services.runtime.core.ids import SequenceName
 from services.runtime.engine.served import Catalogue
-from services.runtime.sequences.decide import StepRequest, content_digest
 from services.runtime.sequences.contract import SequencePolicy, StepContext
+from services.runtime.sequences.decide import StepRequest, content_digest
 from services.runtime.sequences.sequences import Sequences
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
