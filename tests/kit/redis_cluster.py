@@ -6,11 +6,17 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from redis.crc import key_slot
+
+from services.runtime.state.redis_keys import sequence_key
 from tests.kit.processes import steady_port
 from tests.kit.redis_server import RedisServer
+from tests.kit.redis_time import SET_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from services.runtime.core.ids import SequenceName
 
 SLOTS = 16384
 READY_S_MAX = 60.0
@@ -63,6 +69,10 @@ class RedisCluster:
                     return node
         raise LookupError(slot)
 
+    def owner_of(self, name: SequenceName) -> ClusterNode:
+        """The server that owns the slot of a sequence."""
+        return self.owner(key_slot(sequence_key("ss", name)))
+
     def until(self, holds: Callable[[], bool]) -> None:
         """Returns once `holds` is true; asks again and again.
 
@@ -89,14 +99,19 @@ class RedisCluster:
             self.replica.ask("CLUSTER", "REPLICATE", self.masters[0].id)
             self.until(self.is_replicated)
 
+    def pair(self) -> tuple[ClusterNode, ClusterNode]:
+        """A master and its replica: the first one and the one that was made for it, or the other way round."""
+        assert self.replica is not None, "this cluster has no replica"
+        both = self.masters[0], self.replica
+        return both if both[1].told("replication")["role"] == "slave" else both[::-1]
+
     def is_replicated(self) -> bool:
         """True if the replica is in step with its master, and all nodes know that it is one."""
-        replica = self.replica
-        assert replica is not None, "this cluster has no replica"
+        _, replica = self.pair()
+        number = replica.id
         nodes = [node.ask("CLUSTER", "NODES").decode() for node in self.nodes]
         return replica.told("replication").get("master_link_status") == "up" and all(
-            any(line.startswith(replica.id) and "slave" in line.split()[2] for line in seen.splitlines())
-            for seen in nodes
+            any(line.startswith(number) and "slave" in line.split()[2] for line in seen.splitlines()) for seen in nodes
         )
 
     def __enter__(self) -> Self:
@@ -109,6 +124,18 @@ class RedisCluster:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+class ClusterLapse:
+    """Makes the sequences that it is told older, as `RedisLapse` does for one server."""
+
+    def __init__(self, cluster: RedisCluster) -> None:
+        self._cluster = cluster
+
+    async def __call__(self, milliseconds: int, *names: SequenceName) -> None:
+        """After this, `milliseconds` have passed for `names`."""
+        for name in names:
+            self._cluster.owner_of(name).ask("EVAL", SET_BACK, 1, sequence_key("ss", name), milliseconds)
 
 
 def _holds(part: str, slot: int) -> bool:

@@ -11,7 +11,7 @@ from services.runtime.state.redis_keys import sequence_key
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
 
-_SET_BACK = """
+SET_BACK = """
 for _, field in ipairs({'x', 'b'}) do
   local at = redis.call('HGET', KEYS[1], field)
   if at then redis.call('HSET', KEYS[1], field, string.format('%.0f', at - ARGV[1])) end
@@ -31,4 +31,4 @@ class RedisLapse:
         """After this, `milliseconds` have passed for `names`."""
         async with redis.asyncio.from_url(self._url) as client:
             for name in names:
-                await client.eval(_SET_BACK, 1, sequence_key("ss", name), milliseconds)
+                await client.eval(SET_BACK, 1, sequence_key("ss", name), milliseconds)
