@@ -29,6 +29,7 @@ from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
 from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
+from services.runtime.state.format import RecordFormat
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
 from services.runtime.state.redis_connect import TlsFiles
@@ -60,8 +61,17 @@ def make_store(settings: Settings, clock: Clock, events: StoreEvents) -> StateSt
         replicas_acked=settings.redis_replicas_acked,
         tls=TlsFiles(settings.redis_tls_ca, settings.redis_tls_certificate, settings.redis_tls_key),
         events=events,
-        record_key=settings.record_key.get_secret_value().encode() if settings.record_key else None,
+        records=make_records(settings),
     )
+
+
+def make_records(settings: Settings) -> RecordFormat:
+    """How the settings want records to be written and signed."""
+    key, before = (
+        secret.get_secret_value().encode() if secret else None
+        for secret in (settings.record_key, settings.record_key_before)
+    )
+    return RecordFormat(key, key_before=before, write=settings.record_format)
 
 
 class Server:
@@ -112,6 +122,7 @@ class Server:
             head_bytes_max=settings.memory_bytes_max,
             checkpoints_kept=settings.checkpoints_kept,
             checkpoint_steps=settings.checkpoint_steps,
+            confirms=settings.store == "redis" and settings.redis_replicas_acked > 0,
         )
         # A store in memory is as near as a cache would be.
         at_hand = 0 if settings.store == "memory" else settings.cache_sequences

@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     record_key: SecretStr | None = Field(
         default=None, description="Key that signs stored records; unset: checksum only"
     )
+    record_key_before: SecretStr | None = Field(
+        default=None, description="The key before that one, while records signed with it are still there"
+    )
+    record_format: Literal[1, 2] = Field(
+        default=2, description="Version in which records are written; 1 while replicas that read no other still run"
+    )
     snapshot_key: SecretStr | None = Field(
         default=None, description="Key that signs exported sequences; unset: none is exported or imported"
     )
@@ -137,6 +143,12 @@ class Settings(BaseSettings):
                 context.load_cert_chain(self.redis_tls_certificate, self.redis_tls_key)
         except OSError as error:
             raise ValueError(f"{' and '.join(given)}: no certificate and key of one another in PEM form") from error
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_in_order(self) -> Self:
+        if self.record_key_before and not self.record_key:
+            raise ValueError("record_key_before: needs record_key, the one that takes its place")
         return self
 
     @model_validator(mode="after")

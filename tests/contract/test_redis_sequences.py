@@ -221,7 +221,7 @@ async def test_a_damaged_list_of_checkpoints_can_be_replaced(store: RedisStore, 
 
 async def test_a_checkpoint_of_another_sequence_is_refused(server: RedisServer, raw: redis.asyncio.Redis) -> None:
     """Whoever can write to Redis still cannot give one tenant the checkpoints of another."""
-    store = RedisStore.from_url(server.url, record_key=b"key")
+    store = RedisStore.from_url(server.url, records=RecordFormat(b"key"))
     one, other = [await grown(store, [1, 2], keep=5) for _ in range(2)]
     checkpoint = await raw.hget(_key(one).decode(), "c1")
     assert isinstance(checkpoint, bytes)

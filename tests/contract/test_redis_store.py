@@ -13,6 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from services.runtime.core.errors import CapacityExceeded, StateCorrupt, StoreUnavailable
 from services.runtime.state import redis_link
+from services.runtime.state.format import RecordFormat
 from services.runtime.state.redis import RedisStore
 from services.runtime.state.redis_keys import sequence_key
 from services.runtime.state.types import Absence, Position, Stored, Terms
@@ -126,7 +127,7 @@ async def test_a_key_of_somebody_else_is_damage(store: RedisStore, raw: redis.as
 
 async def test_a_record_moved_to_another_name_is_refused(redis_url: str, raw: redis.asyncio.Redis) -> None:
     """Whoever can write to Redis still cannot give one tenant the state of another."""
-    store = RedisStore.from_url(redis_url, record_key=b"key")
+    store = RedisStore.from_url(redis_url, records=RecordFormat(b"key"))
     one, other = a_name(), a_name()
     async with redis.asyncio.from_url(redis_url) as client:
         await store.commit(one, None, a_record(), TERMS)

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services.runtime.state.format import RecordFormat
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis_library import LIBRARY, Library
 from tests.contract.store_kit import StoreKit
 from tests.kit.clock import ManualClock
 from tests.kit.redis_time import RedisLapse
@@ -56,14 +58,14 @@ class TestRedisStore(StoreKit):
     @pytest.fixture
     async def store(self, redis_url: str) -> AsyncIterator[StateStore]:
         """A store of its own."""
-        store = RedisStore.from_url(redis_url, record_key=self.record_key)
+        store = RedisStore.from_url(redis_url, records=RecordFormat(self.record_key))
         yield store
         await store.close()
 
     @pytest.fixture
     async def other(self, redis_url: str) -> AsyncIterator[StateStore]:
         """A second store on the same sequences."""
-        store = RedisStore.from_url(redis_url, record_key=self.record_key, connections=1)
+        store = RedisStore.from_url(redis_url, records=RecordFormat(self.record_key), connections=1)
         yield store
         await store.close()
 
@@ -77,3 +79,14 @@ class TestRedisStoreWithSignedRecords(TestRedisStore):
     """The kit on Redis with a key that signs records."""
 
     record_key = b"a secret"
+
+
+class TestRedisStoreWhileAnotherVersionRuns(TestRedisStore):
+    """The kit on Redis while a replica with another text of the functions works on the same sequences."""
+
+    @pytest.fixture
+    async def other(self, redis_url: str) -> AsyncIterator[StateStore]:
+        """A replica of another version."""
+        store = RedisStore.from_url(redis_url, library=Library(LIBRARY.text + b"-- Another version.\n"))
+        yield store
+        await store.close()

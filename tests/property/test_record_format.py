@@ -217,6 +217,18 @@ def test_only_the_right_key_will_do(writer: RecordFormat, reader: RecordFormat, 
         reader.decode(NAME, writer.encode(NAME, GOLDEN_RECORD))
 
 
+def test_a_key_can_be_changed() -> None:
+    """What was signed with the key before is read, what is written is signed with the new one alone."""
+    both = RecordFormat(b"new", key_before=b"a key of any length")
+    assert is_same(both.decode(NAME, SIGNED.encode(NAME, GOLDEN_RECORD)), GOLDEN_RECORD)
+    raw = both.encode(NAME, GOLDEN_RECORD)
+    assert is_same(RecordFormat(b"new").decode(NAME, raw), GOLDEN_RECORD)
+    with pytest.raises(StateCorrupt):
+        SIGNED.decode(NAME, raw)
+    with pytest.raises(ValueError, match="unsigned"):
+        RecordFormat(key_before=b"a key of any length")
+
+
 def test_the_key_is_all_that_counts() -> None:
     """A replica with the same key reads what another one signed."""
     raw = SIGNED.encode(NAME, GOLDEN_RECORD)

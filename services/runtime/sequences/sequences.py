@@ -323,6 +323,8 @@ class Sequences:
         """The reply to a step that was taken before, as it was."""
         self._events.step_replayed(name.model)
         record = decision.record
+        if self._policy.confirms and record.durability is not Durability.NONE and self._heads.get(name) is None:
+            await self._commits.commit(name, record.position, record)  # one that has moved on was confirmed by that
         # Only who has started or resumed such a sequence may run ahead in its epoch.
         shared = request.start or record.durability is not Durability.CHECKPOINT
         epoch = record.position.epoch if shared else request.epoch

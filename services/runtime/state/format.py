@@ -99,24 +99,22 @@ class _Layout(NamedTuple):
 class RecordFormat:
     """Writes and reads records; with a key it signs them and takes only signed ones.
 
-    A key must stay the same for as long as records live: those signed with another one are refused. `write` is the
-    version to write; in version 1 a record has neither history nor previous carry, and durability STEP for CHECKPOINT.
+    Records signed with another key are refused, but for `key_before`, the one that this key takes the place of. `write`
+    is the version to write; in version 1 a record has neither history nor previous carry, and durability STEP for
+    CHECKPOINT.
     """
 
-    def __init__(self, key: bytes | None = None, *, write: int = FORMAT_VERSION) -> None:
+    def __init__(
+        self, key: bytes | None = None, *, key_before: bytes | None = None, write: int = FORMAT_VERSION
+    ) -> None:
         if write not in (1, FORMAT_VERSION):
             raise ValueError(f"format version {write} cannot be written")
         self._write = write
-        if key is None:
-            self._flag = 0
-            self._seal = blake2b(digest_size=_SEAL_BYTES, person=b"statestream-sum")
-        else:
-            if not key:
-                raise ValueError("the key that signs records is empty")
-            # A secret of any length becomes one of the 64 bytes that BLAKE2b takes.
-            secret = blake2b(key, digest_size=64, person=b"statestream-key").digest()
-            self._flag = _SIGNED
-            self._seal = blake2b(digest_size=_SEAL_BYTES, key=secret, person=b"statestream-mac")
+        if key is None and key_before is not None:
+            raise ValueError("records cannot go back to being unsigned")
+        self._flag = 0 if key is None else _SIGNED
+        self._seal = _unfed_seal(key)
+        self._seal_before = None if key_before is None else _unfed_seal(key_before)
 
     def encode(self, name: SequenceName, record: Record) -> bytes:
         """The bytes of `record`, sealed for `name`.
@@ -153,7 +151,7 @@ class RecordFormat:
             parts.append(reply)
         parts.append(additions)
         body = b"".join(parts)
-        return body + self._sealed(name, body)
+        return body + _sealed(self._seal, name, body)
 
     def _durability(self, durability: Durability) -> int:
         return Durability.STEP if self._write == 1 and durability is Durability.CHECKPOINT else durability
@@ -175,7 +173,7 @@ class RecordFormat:
             told = "signed, and no key is configured" if flags & _SIGNED else "not signed, and a key is configured"
             raise StateCorrupt(f"the stored record is {told}, or it is damaged")
         body = memoryview(data)[:-_SEAL_BYTES]
-        if not hmac.compare_digest(self._sealed(name, body), data[-_SEAL_BYTES:]):
+        if not self._is_sealed(name, body, data[-_SEAL_BYTES:]):
             raise StateCorrupt(
                 "the stored record fails its checksum, or was written with another key or for another name"
             )
@@ -185,13 +183,30 @@ class RecordFormat:
             # Sealed and yet wrong: only somebody who makes seals, or a fault of ours, gets here.
             raise StateCorrupt(f"the stored record contradicts itself: {error}") from None
 
-    def _sealed(self, name: SequenceName, body: bytes | memoryview) -> bytes:
-        tenant, model, sequence_id = name
-        seal = self._seal.copy()
-        # The lengths keep (a, bc) apart from (ab, c).
-        seal.update(f"{len(tenant)},{len(model)},{len(sequence_id)};{tenant}{model}{sequence_id}".encode())
-        seal.update(body)
-        return seal.digest()
+    def _is_sealed(self, name: SequenceName, body: memoryview, seal: bytes) -> bool:
+        if hmac.compare_digest(_sealed(self._seal, name, body), seal):
+            return True
+        before = self._seal_before
+        return before is not None and hmac.compare_digest(_sealed(before, name, body), seal)
+
+
+def _unfed_seal(key: bytes | None) -> blake2b:
+    if key is None:
+        return blake2b(digest_size=_SEAL_BYTES, person=b"statestream-sum")
+    if not key:
+        raise ValueError("the key that signs records is empty")
+    # A secret of any length becomes one of the 64 bytes that BLAKE2b takes.
+    secret = blake2b(key, digest_size=64, person=b"statestream-key").digest()
+    return blake2b(digest_size=_SEAL_BYTES, key=secret, person=b"statestream-mac")
+
+
+def _sealed(unfed: blake2b, name: SequenceName, body: bytes | memoryview) -> bytes:
+    tenant, model, sequence_id = name
+    seal = unfed.copy()
+    # The lengths keep (a, bc) apart from (ab, c).
+    seal.update(f"{len(tenant)},{len(model)},{len(sequence_id)};{tenant}{model}{sequence_id}".encode())
+    seal.update(body)
+    return seal.digest()
 
 
 def _parsed(data: bytes, header: tuple[bytes, int, int, int, int, int, int, int, int, int, int, int]) -> Record:

@@ -43,16 +43,16 @@ class RedisStore:
     `commit` is one call of a function that compares and sets, `load` is one, too; both go by the server's clock. All
     that is asked in one turn of the event loop leaves in one write.
 
-    `link` leads to the server or servers, and bounds every call; it knows the functions of `library`. With `record_key`
-    records are signed. `prefix` keeps installations apart that share a server.
+    `link` leads to the server or servers, and bounds every call; it knows the functions of `library`. `records`
+    writes and reads the records. `prefix` keeps installations apart that share a server.
     """
 
     def __init__(
-        self, link: StoreLink, *, record_key: bytes | None = None, prefix: str = "ss", library: Library = LIBRARY
+        self, link: StoreLink, *, records: RecordFormat | None = None, prefix: str = "ss", library: Library = LIBRARY
     ) -> None:
         self._link = link
         self._library = library
-        self._format = RecordFormat(record_key)
+        self._format = records or RecordFormat()
         self._prefix = prefix
 
     @classmethod
@@ -60,7 +60,7 @@ class RedisStore:
         cls,
         url: str,
         *,
-        record_key: bytes | None = None,
+        records: RecordFormat | None = None,
         prefix: str = "ss",
         library: Library = LIBRARY,
         **options: Unpack[LinkOptions],
@@ -71,7 +71,7 @@ class RedisStore:
             ValueError: `url` cannot be read; its text is not repeated, for it may hold a password.
         """
         link = connect(url, library.source, options)
-        return cls(link, record_key=record_key, prefix=prefix, library=library)
+        return cls(link, records=records, prefix=prefix, library=library)
 
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""

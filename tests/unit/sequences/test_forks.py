@@ -19,7 +19,7 @@ from services.runtime.core.errors import (
     StoreUnavailable,
 )
 from services.runtime.state.types import Absence, Durability, Position
-from tests.kit.lifecycle import Bench, name, record, same_state
+from tests.kit.lifecycle import TERMS, Bench, name, record, same_state
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
@@ -135,7 +135,10 @@ async def test_a_fork_that_was_used_is_not_taken_for_a_fresh_one(bench: Bench) -
 
 
 async def test_forks_made_before_a_race_was_lost_are_taken_back(bench: Bench) -> None:
-    """Somebody starts a sequence under the last name meanwhile: that one stays, none of the forks does."""
+    """Somebody starts a sequence under the last name meanwhile: that one stays, none of the forks does.
+
+    Nor can one be revived by who has read it.
+    """
     await bench.put("source", record(3))
 
     async def start_first(committed: SequenceName) -> None:
@@ -151,6 +154,8 @@ async def test_forks_made_before_a_race_was_lost_are_taken_back(bench: Bench) ->
     for new_id in ("a", "b"):
         with pytest.raises(SequenceEnded):
             await bench.lifecycle.fork(name(new_id), None, ["d"])
+        epoch = int(bench.clock.wall() * 1e6)
+        assert await bench.store.commit(name(new_id), Position(epoch, 3), record(4, epoch=epoch), TERMS) is not None
     assert bench.counted("sequence_forked") == 0
     assert len(await bench.lifecycle.fork(name("source"), None, ["a", "b"])) == 2
 

@@ -23,6 +23,7 @@ from services.runtime.core.errors import (
 )
 from services.runtime.core.ids import ModelId, SequenceName
 from services.runtime.state.memory import MemoryStore
+from services.runtime.state.store import Page
 from services.runtime.state.types import Absence, Durability, Position, Stored
 from tests.kit.lifecycle import TENANT, TERMS, Bench, name, record, same_state
 
@@ -69,6 +70,13 @@ async def test_rewinding_to_the_committed_step_shuts_out_what_another_replica_ho
     assert told.record.history != record(5).history
     later = record(6, durability=Durability.CHECKPOINT)
     assert await bench.store.commit(name("one"), Position(1, 5), later, TERMS) is not None
+
+
+async def test_a_rewind_is_newer_than_what_it_replaces(bench: Bench) -> None:
+    """Also where the sequence began by a clock that is ahead of this one."""
+    ahead = int(bench.clock.wall() * 1e6) + 10**9
+    await bench.put("one", record(2, epoch=ahead), record(5, epoch=ahead))
+    assert (await bench.lifecycle.rewind(name("one"), 2)).record.position == (ahead + 1, 2)
 
 
 async def test_only_kept_points_of_live_sequences_are_rewound_to(bench: Bench) -> None:
@@ -232,6 +240,17 @@ async def test_a_damaged_record_does_not_spoil_the_list(bench: Bench, monkeypatc
     monkeypatch.setattr(bench.store, "load", unavailable)
     with pytest.raises(StoreUnavailable):
         await listed(bench)
+
+
+async def test_a_page_has_each_sequence_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store may give a name twice."""
+    await bench.put("one", record(1))
+
+    async def names(*_: object, **__: object) -> Page:
+        return Page((name("one"), name("gone"), name("one")), None)
+
+    monkeypatch.setattr(bench.store, "names", names)
+    assert await listed(bench) == [["one"]]
 
 
 async def test_pages_have_their_bounds(bench: Bench) -> None:
