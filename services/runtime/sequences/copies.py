@@ -87,8 +87,8 @@ class Copies:
     async def take_back(self, made: Iterable[tuple[SequenceName, Record]]) -> None:
         """Ends sequences that this call has made, unless somebody has taken a step already.
 
-        The new epoch keeps out who has read one meanwhile. A call that asked for the same copy at the same time, and was
-        told that it is there, loses it too.
+        The new epoch keeps out who has read one meanwhile. A call that asked for the same copy at the same time, and
+        was told that it is there, loses it too.
         """
         results = await asyncio.gather(
             *[
