@@ -17,10 +17,12 @@ from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.types import Carry, Durability, Record, Stored
 from tests.kit.toy import TOY_ID, NoEvents, toy_served
+from tests.kit.virtual_time import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from services.runtime.state.store import Conflict
-    from tests.kit.virtual_time import VirtualTimeLoop
 
 NAME = SequenceName("t", "toy", "one")
 
@@ -130,3 +132,18 @@ class HandStream:
         taken: Taken = await self._sequences.step(self._name, request, add)
         self.epoch = taken.epoch
         return taken.reply
+
+
+def play(scenario: Callable[[VirtualTimeLoop, HandStore], Awaitable[None]]) -> None:
+    """Runs a scenario over a store of its own."""
+    loop = VirtualTimeLoop()
+
+    async def main() -> None:
+        await scenario(loop, HandStore(loop))
+
+    run_virtual(main(), loop)
+
+
+def sums(first: int, count: int) -> list[bytes]:
+    """The replies of an undisturbed run."""
+    return [b"%d:%d" % (step, step + 1) for step in range(first, first + count)]

@@ -32,6 +32,9 @@ ROOMS = {
         "services/runtime/transport/drain.py": "a bounded time for notices to leave before a replica stops",
         "tests/chaos/*": "faults on real processes come at times drawn from a seed, and the load keeps its pace",
         "tests/simulation/*": "virtual time",
+        "tests/kit/ahead.py": "virtual time",
+        "tests/unit/sequences/test_heads.py": "virtual time",
+        "tests/unit/sequences/test_losses.py": "virtual time",
         "tests/kit/simulated_store.py": "virtual time",
         "tests/kit/virtual_time.py": "virtual time",
     },
@@ -55,9 +58,9 @@ CALLS = {
     "asyncio.sleep": "sleep",
     "os.getenv": "environment",
 }
-LABELS = {"state", "method", "code", "model", "phase", "reason", "hit", "version", "digest", "operation"}
+LABELS = {"state", "method", "code", "model", "phase", "reason", "hit", "version", "digest", "operation", "healed"}
 UNITS = ("_seconds", "_bytes", "_ratio", "_rms", "_info")
-COUNTED = ("_size", "_length", "_open", "_live", "_threads")
+COUNTED = ("_size", "_steps", "_length", "_open", "_live", "_threads")
 
 
 def uses(path: Path) -> list[tuple[str, ast.expr]]:
