@@ -159,7 +159,7 @@ async def test_servers_that_do_not_agree_cost_no_more_than_the_time_out(cluster:
     name = a_name()
     slot, source = _slot(name), cluster.owner_of(name)
     target = _another(cluster, source)
-    store = RedisStore.from_url(cluster.url, timeout_s=0.5)
+    store = RedisStore.from_url(cluster.url, timeout_s=1.0)
     # The target was not told to import, so it sends back what is sent to it.
     source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
     asks = _errors(source, "ASK")
@@ -197,7 +197,7 @@ async def test_a_slot_that_nobody_owns_is_waited_for(cluster: RedisCluster) -> N
     """CLUSTERDOWN: a call waits for the slot within its time-out, and no longer."""
     name = a_name()
     slot, owner = _slot(name), cluster.owner_of(name)
-    impatient = RedisStore.from_url(cluster.url, timeout_s=0.3)
+    impatient = RedisStore.from_url(cluster.url, timeout_s=1.0)
     patient = RedisStore.from_url(cluster.url, timeout_s=BOUND_S)
     await asyncio.gather(impatient.ping(), patient.ping())
     owner.ask("CLUSTER", "DELSLOTS", slot)
@@ -247,7 +247,7 @@ async def test_a_sequence_goes_on_when_its_master_dies(cluster: RedisCluster, st
 
 async def test_a_master_that_hangs_stops_only_its_own_sequences(cluster: RedisCluster) -> None:
     """Calls to a stopped master end in time; those to the others are answered meanwhile."""
-    store = RedisStore.from_url(cluster.url, timeout_s=0.5)
+    store = RedisStore.from_url(cluster.url, timeout_s=1.0)
     hanging, well = cluster.masters[1], cluster.masters[2]
     here, there = _name_on(cluster, hanging), _name_on(cluster, well)
     await store.ping()

@@ -26,10 +26,29 @@ class ClusterNode(RedisServer):
     """One server of the cluster; over its unix socket it can be asked whatever state the others are in."""
 
     def __init__(self, *arguments: str) -> None:
-        self.bus_port = steady_port()
-        settings = ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port), "--cluster-node-timeout", "5000"]
+        settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"]
         settings += ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"]
-        super().__init__(*settings, *arguments, port=steady_port())
+        super().__init__(*settings, *arguments)
+        self.bus_port = 0
+        self._plain_command = self._command
+
+    def start(self) -> None:
+        """See `RedisServer`; the first time it looks for ports that nobody has."""
+        if self.port:
+            super().start()
+            return
+        for tries_left in (2, 1, 0):
+            self.port, self.bus_port = steady_port(), steady_port()
+            ports = ["--port", str(self.port), "--cluster-port", str(self.bus_port)]
+            self._command = [*self._plain_command, *ports]
+            try:
+                super().start()
+            except RuntimeError as error:
+                # Somebody else took one in the meantime.
+                if not tries_left or "in use" not in str(error):
+                    raise
+            else:
+                return
 
     @property
     def id(self) -> str:
@@ -102,8 +121,8 @@ class RedisCluster:
     def pair(self) -> tuple[ClusterNode, ClusterNode]:
         """A master and its replica: the first one and the one that was made for it, or the other way round."""
         assert self.replica is not None, "this cluster has no replica"
-        both = self.masters[0], self.replica
-        return both if both[1].told("replication")["role"] == "slave" else both[::-1]
+        first, second = self.masters[0], self.replica
+        return (first, second) if second.told("replication")["role"] == "slave" else (second, first)
 
     def is_replicated(self) -> bool:
         """True if the replica is in step with its master, and all nodes know that it is one."""
