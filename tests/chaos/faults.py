@@ -142,6 +142,12 @@ class Injector:
         elif fault.kind is Kind.FAIL_OVER:
             await asyncio.to_thread(self._group.fail_over)
             await self._taken_over(primary, event)
+        elif fault.kind is Kind.PRIMARY_HANG:
+            primary.signal(signal.SIGSTOP)
+            try:
+                await self._taken_over(primary, event)
+            finally:
+                primary.signal(signal.SIGCONT)
         else:
             await asyncio.to_thread(primary.stop)
             await self._taken_over(primary, event)

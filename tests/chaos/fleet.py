@@ -8,10 +8,9 @@ import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
-from redis.exceptions import RedisError
-
 from tests.kit.links import Link
 from tests.kit.processes import Replica, start_replica, steady_port
+from tests.kit.redis_group import PRIMARY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -21,6 +20,11 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.05
 _STARTS_MAX = 3
+
+
+def _port(port: int) -> bytes:
+    """As a sentinel writes it; STEADY_PORTS have the same number of digits."""
+    return b"$5\r\n%d\r\n" % port
 
 
 class DiedError(RuntimeError):
@@ -94,10 +98,14 @@ class Fleet:
         self.servers = [self._server(number) for number in range(count)]
 
     def _server(self, number: int) -> Server:
-        store = Link(self._group.servers[0].port, port=steady_port())
+        stores = [Link(store.port, port=steady_port()) for store in self._group.servers]
+        # The sentinels tell where the primary is: for this server behind its own link.
+        renamed = {_port(store.upstream): _port(store.port) for store in stores}
+        sentinels = [Link(each.port, port=steady_port(), renamed=renamed) for each in self._group.sentinels]
+        hosts = ",".join(f"127.0.0.1:{link.port}" for link in sentinels)
+        settings = {"store": "redis", "redis_url": f"redis+sentinel://{hosts}/{PRIMARY}", "drain_s": "10"}
         front = Link(steady_port(), port=steady_port())
-        settings = {"store": "redis", "redis_url": f"redis://127.0.0.1:{store.port}", "drain_s": "10"}
-        return Server(number, front, [store], self._folder / f"server-{number}.log", **settings)
+        return Server(number, front, [*stores, *sentinels], self._folder / f"server-{number}.log", **settings)
 
     @property
     def target(self) -> str:
@@ -111,23 +119,11 @@ class Fleet:
                     await stack.enter_async_context(link)
                 stack.push_async_callback(server.kill)
             await asyncio.gather(*(server.start() for server in self.servers))
-            following = asyncio.create_task(self._follow())
-            stack.callback(following.cancel)
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
-
-    async def _follow(self) -> None:
-        """Leads new connections to whoever is the primary."""
-        while True:
-            with contextlib.suppress(RedisError):
-                primary = await asyncio.to_thread(self._group.primary)
-                for server in self.servers:
-                    for link in server.back:
-                        link.upstream = primary.port
-            await asyncio.sleep(_POLL_S)
 
     @contextlib.asynccontextmanager
     async def harm(self, wanted: int) -> AsyncGenerator[Server]:

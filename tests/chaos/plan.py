@@ -34,6 +34,8 @@ class Kind(StrEnum):
     """The sentinels are asked to make the replica the primary."""
     PRIMARY_DEATH = "primary death"
     """The primary of Redis is killed -9 and stays away until the replica has taken its place."""
+    PRIMARY_HANG = "primary hang"
+    """The primary of Redis hangs (SIGSTOP) until the replica has taken its place: then there are two for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,20 @@ SHAPES = {
     Kind.STORE_CUT: Shape(0.08, (0.5, 6.0)),
     Kind.STORE_SLOW: Shape(0.08, (0.5, 4.0)),
     Kind.STORE_STOP: Shape(0.03, (0.1, 0.6)),
-    Kind.STORE_RESTART: Shape(0.02, (0.0, 0.2)),
-    Kind.STORE_CRASH: Shape(0.02, (0.0, 0.2)),
-    Kind.FAIL_OVER: Shape(0.02),
-    Kind.PRIMARY_DEATH: Shape(0.02),
+    Kind.STORE_RESTART: Shape(0.03, (0.0, 0.2)),
+    Kind.STORE_CRASH: Shape(0.03, (0.0, 0.2)),
+    Kind.FAIL_OVER: Shape(0.03),
+    Kind.PRIMARY_DEATH: Shape(0.03),
+    Kind.PRIMARY_HANG: Shape(0.03),
 }
-STORE_KINDS = (Kind.STORE_STOP, Kind.STORE_RESTART, Kind.STORE_CRASH, Kind.FAIL_OVER, Kind.PRIMARY_DEATH)
+STORE_KINDS = (
+    Kind.STORE_STOP,
+    Kind.STORE_RESTART,
+    Kind.STORE_CRASH,
+    Kind.FAIL_OVER,
+    Kind.PRIMARY_DEATH,
+    Kind.PRIMARY_HANG,
+)
 """Those that befall Redis as a whole: one at a time, for Redis promises nothing if two of its servers fail at once."""
 
 

@@ -38,12 +38,14 @@ class Stalls:
 
     Every stream counts whose call broke, with its first reply afterwards. `waited` is from the kill, or from the moment
     when the user had a next step if that was later, to the reply; `under_way` is that of the steps that were with the
-    server when it was killed. `crowded` is `waited` where another fault was at work at the same time.
+    server when it was killed. `crowded` is `waited` where another fault was at work at the same time, `nobody_left`
+    where all servers were killed at once.
     """
 
     waited: Spread
     under_way: Spread
     crowded: Spread
+    nobody_left: Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,12 @@ def spread(durations_s: Iterable[float]) -> Spread:
 def stalls(replies: Iterable[Reply], events: Sequence[Event]) -> Stalls:
     """The stalls of the streams whose call broke at a kill."""
     kills = sorted(event.began_at for event in events if event.kind in KILLS)
-    others = [event for event in events if event.kind not in KILLS]
+    massacres = {event.began_at for event in events if event.kind is Kind.KILL_ALL}
+    others = [event for event in events if event.kind is not Kind.KILL]
     alone: list[float] = []
     under_way: list[float] = []
     crowded: list[float] = []
+    nobody_left: list[float] = []
     previous_at: dict[int, float] = {}
     for reply in replies:
         since = previous_at.get(reply.stream, reply.sent_at)
@@ -99,13 +103,17 @@ def stalls(replies: Iterable[Reply], events: Sequence[Event]) -> Stalls:
             continue
         waited = reply.replied_at - max(kills[at], reply.sent_at)
         more = at + 1 < len(kills) and kills[at + 1] < reply.replied_at
-        if more or any(event.began_at < reply.replied_at and event.ended_at + GRACE_S > kills[at] for event in others):
+        if kills[at] in massacres:
+            nobody_left.append(waited)
+        elif more or any(
+            event.began_at < reply.replied_at and event.ended_at + GRACE_S > kills[at] for event in others
+        ):
             crowded.append(waited)
-            continue
-        alone.append(waited)
-        if reply.sent_at < kills[at]:
-            under_way.append(waited)
-    return Stalls(spread(alone), spread(under_way), spread(crowded))
+        else:
+            alone.append(waited)
+            if reply.sent_at < kills[at]:
+                under_way.append(waited)
+    return Stalls(spread(alone), spread(under_way), spread(crowded), spread(nobody_left))
 
 
 def summary(verdict: Verdict, lines: Iterable[Line], events: Sequence[Event], **facts: object) -> Summary:
@@ -169,7 +177,12 @@ def page(told: Summary) -> str:
     }
     lines = ["| | |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
     lines += ["| stall of a stream at a kill | streams | median ms | p90 | p99 | max |", "| --- |" + " ---: |" * 5]
-    names = {"waited": "all", "under_way": "with a step under way", "crowded": "while another fault was at work"}
+    names = {
+        "waited": "one server killed, others serve",
+        "under_way": "of them with a step under way",
+        "crowded": "while another fault was at work",
+        "nobody_left": "all servers killed at once",
+    }
     for name, text in names.items():
         lines.append(f"| {text} | {' | '.join(str(value) for value in getattr(told.stalls, name))} |")
     problems = told.problems[:PROBLEMS_TOLD_MAX]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-LEFT_OUT = (Kind.STORE_STOP, Kind.STORE_RESTART, Kind.FAIL_OVER)
+LEFT_OUT = (Kind.STORE_STOP, Kind.STORE_RESTART, Kind.FAIL_OVER, Kind.PRIMARY_HANG)
 """Redis needs some seconds to recover from each of its faults: two of them have to do."""
 
 

@@ -149,6 +149,8 @@ def test_a_stall_counts_from_the_kill_or_from_the_next_step() -> None:
     assert found.waited == (2, 100.0, 300.0, 300.0, 300.0)
     assert found.under_way == (1, 300.0, 300.0, 300.0, 300.0)
     assert found.crowded.count == 0
+    massacre = Event(Kind.KILL_ALL, [0, 1], 12.0, 13.0)
+    assert stalls([*before, under_way], [massacre]).nobody_left == (1, 300.0, 300.0, 300.0, 300.0)
     slow = Event(Kind.STORE_SLOW, [0], 11.0, 12.1)
     assert stalls([*before, under_way, between], [*events, slow]).crowded.count == 2
 
