@@ -125,8 +125,7 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         if found.head_of is not self:
             found.roll_back(found.committed)
         next_step = len(found.replies)
-        told = (config.epoch, config.committed_step)
-        lost = config.HasField("committed_step") and (found.epoch, next_step - 1) < told
+        lost = config.HasField("committed_step") and next_step - 1 < config.committed_step
         if not found.ended:
             found.epoch = max(found.epoch, config.epoch) + 1
             found.head_of = self

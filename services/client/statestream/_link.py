@@ -57,6 +57,11 @@ class Link:
 
     Where a method raises, the call is of no further use: `drop` it. The next one that needs a call opens it, and takes
     the sequence up where the server says it stands.
+
+    Attributes:
+        buffer: the steps that were answered last.
+        stats: what was mended.
+        refused: the sequence does not go on as it is held, and whoever called was told so.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Link:
     ) -> None:
         self.buffer = ReplayBuffer(bounds)
         self.stats = StreamStats()
+        self.refused = False
         self._wire = wire
         self._options = options
         self._sequence_id = sequence_id
@@ -128,10 +134,12 @@ class Link:
         self._check(header, pending.step)
         self._told_by(header)
         self.buffer.add(pending.request, pending.size, header.history_digest)
+        self.refused = False
         if pending.step == 0 and self._calls > 1:
             # If the reply to a repeated start was the stored one, the server has not tied this call to its epoch:
             # whoever starts the sequence anew now would get our next step. To resume asks for that epoch.
             self.drop()
+            self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1)
         return response
 
     async def settle(self) -> None:
@@ -178,8 +186,6 @@ class Link:
                 call = await self._resume(ends=ends)
         if call is None:
             raise Unavailable("the server has forgotten the sequence at once")
-        if self._calls > 1:
-            self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1)
         return call
 
     async def _resume(self, *, ends: bool) -> Call | None:
@@ -192,9 +198,10 @@ class Link:
         try:
             first = first_to_send(opening, self.buffer, ends=ends)
         except StatestreamError as error:
+            self.refused = True
             raise GiveUp(error) from error
-        lost = opening.lost or (self._told is not None and first <= self._told[1])
-        self.stats = replace(self.stats, losses=self.stats.losses + lost)
+        lost = opening.lost or (self._told is not None and opening.next_step <= self._told[1])
+        self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1, losses=self.stats.losses + lost)
         self._stands(opening)
         await self._replay(call, self.buffer.since(first))
         return call
@@ -220,6 +227,7 @@ class Link:
             header = self._wire.header(await self._read(call))
             self._check(header, held.step)
             if differ(header.history_digest, held.digest):
+                self.refused = True
                 raise GiveUp(StepConflict(f"another client has changed the sequence before step {held.step + 1}"))
             held.digest = header.history_digest or held.digest
             ahead_bytes -= held.size
@@ -263,6 +271,7 @@ class Link:
         """
         self.drop()
         if self.buffer.oldest_step > 0:
+            self.refused = True
             raise GiveUp(sequence_lost(0, self.buffer)) from error
         # Another key makes it another sequence, should the old one come back, and gives it another history.
         self._start_key = self._unique()
@@ -275,6 +284,7 @@ class Link:
         if header.step != step:
             raise StatestreamError(f"the server answered step {header.step}, asked was {step}")
         if self._epoch is not None and header.epoch > self._epoch:
+            self.refused = True
             raise GiveUp(StepConflict("the sequence was started anew by another client"))
 
     def _stands(self, opening: ReplyHeader) -> None:

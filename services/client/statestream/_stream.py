@@ -154,7 +154,7 @@ class AsyncStepStream(Generic[PieceT, UpdateT]):
             with contextlib.suppress(StatestreamError):
                 await self.end()
         committed = await self._link.half_close() or not self._link.buffer.uncommitted
-        if committed or unnamed or self._ended:
+        if committed or unnamed or self._ended or self._link.refused:
             return
         self._link.drop()
         # Somebody else has ended it: nothing is left that could be committed.

@@ -13,6 +13,8 @@ from tests.kit.fake_sentiment import FakeSentiment, serving
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from statestream import AsyncSentimentStream
+
 
 @pytest.fixture
 def fake() -> FakeSentiment:
@@ -37,4 +39,13 @@ async def address(fake: FakeSentiment) -> AsyncGenerator[str]:
 async def client(address: str, time: FakeTime) -> AsyncGenerator[AsyncClient]:
     """A client of `fake`."""
     async with AsyncClient(address, timing=time.timing) as made:
+        yield made
+
+
+@pytest.fixture
+async def stream(client: AsyncClient) -> AsyncGenerator[AsyncSentimentStream]:
+    """A stream on the sequence "s" that has taken its steps 0 to 3."""
+    async with client.sentiment.stream("s") as made:
+        for number in range(4):
+            await made.send(f"w{number} ")
         yield made

@@ -11,7 +11,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
-from statestream import RetryPolicy, errors
+from statestream import ReplayBounds, RetryPolicy, Timing, errors
 from statestream._channel import Connection
 from statestream._stream import AsyncStepStream
 from statestream._types import reply_header
@@ -173,3 +173,111 @@ async def test_a_reply_to_another_step_is_refused(time: FakeTime) -> None:
     with pytest.raises(errors.StatestreamError, match="answered step 7, asked was 0"):
         await send_one(time, call)
     assert call.cancelled
+
+
+def opening(next_step: int, epoch: int = 2) -> ReplyHeader:
+    """The first response of a call that resumes."""
+    return ReplyHeader(sequence_id="s", committed_step=next_step - 1, epoch=epoch, next_step=next_step)
+
+
+def reply(step: int, *, epoch: int = 2, committed: int = 0, **fields: Any) -> ReplyHeader:
+    """A header of a reply."""
+    return ReplyHeader(sequence_id="s", step=step, committed_step=committed, epoch=epoch, **fields)
+
+
+class Recorded(PlayedCall):
+    """Writes down how far writing is ahead of reading."""
+
+    def __init__(self, reads: list[Exception | int | object]) -> None:
+        super().__init__([], reads)
+        self.ahead: list[int] = []
+        self._read = 0
+
+    async def read(self) -> object:
+        """Gives a reply."""
+        self.ahead.append(len(self.sent) - 1 - max(0, self._read - 1))
+        self._read += 1
+        return await super().read()
+
+
+@pytest.mark.parametrize(("size", "ahead_max"), [(1, 32), (4_000, 8), (50_000, 1)])
+async def test_a_replay_does_not_wait_for_each_reply(time: FakeTime, size: int, ahead_max: int) -> None:
+    """Steps are sent ahead of their replies, but never more than both sides can take without reading."""
+    count = 200
+    first = PlayedCall([], [*(reply(step, epoch=1) for step in range(count)), broken(StatusCode.UNAVAILABLE)])
+    second = Recorded([opening(1), *(reply(step) for step in range(1, count + 1))])
+    async with stream_of(time, first, second, replay=ReplayBounds(bytes_max=2**30)) as stream:
+        for _ in range(count + 1):
+            await stream.send("x" * size)
+    assert said(second) == ["resume", *range(1, count + 1)]
+    assert max(second.ahead[1:-1]) == ahead_max
+    assert stream.stats.replayed_steps == count - 1
+
+
+async def test_a_stored_reply_of_an_earlier_epoch_is_taken(time: FakeTime) -> None:
+    """The reply to a step that had been applied is what it was, and what it says of commits is out of date."""
+    first = PlayedCall([], [reply(0, epoch=1), reply(1, epoch=1), broken(StatusCode.UNAVAILABLE)])
+    second = PlayedCall([], [opening(3), reply(2, epoch=1), reply(3, committed=2), broken(StatusCode.UNAVAILABLE)])
+    third = PlayedCall([], [opening(5, epoch=3), reply(4, epoch=2, committed=2)])
+    async with stream_of(time, first, second, third) as stream:
+        for _ in range(5):
+            await stream.send("x")
+        assert stream.stats.replayed_steps == 0
+        assert [(call.sent[0].epoch, call.sent[0].committed_step) for call in (second, third)] == [(1, 0), (2, 2)]
+        stream._link.drop()
+
+
+async def test_a_reply_of_a_later_epoch_is_refused(time: FakeTime) -> None:
+    """A call belongs to one epoch: what comes from a later one is not of this sequence."""
+    call = PlayedCall([], [reply(0, epoch=1), reply(1, epoch=2)])
+    with pytest.raises(errors.StepConflict, match="anew"):
+        async with stream_of(time, call) as stream:
+            await stream.send("x")
+            await stream.send("x")
+    assert time.slept == []
+
+
+async def test_a_server_that_does_not_say_where_it_stands_is_not_believed(time: FakeTime) -> None:
+    """The first response to a call that resumes must tell the next step, on entering and later."""
+    dumb = ReplyHeader(sequence_id="s", epoch=2)
+    with pytest.raises(errors.StatestreamError, match="did not say"):
+        await stream_of(time, PlayedCall([], [dumb]), resume=True).__aenter__()
+    calls = PlayedCall([], [reply(0, epoch=1), broken(StatusCode.UNAVAILABLE)]), PlayedCall([], [dumb])
+    with pytest.raises(errors.StatestreamError, match="did not say"):
+        async with stream_of(time, *calls) as stream:
+            await stream.send("x")
+            await stream.send("x")
+
+
+async def test_a_sequence_that_vanishes_again_at_once_is_a_break(time: FakeTime) -> None:
+    """What was begun anew and is gone before it was resumed is begun anew once more, after a wait."""
+    gone = broken(StatusCode.NOT_FOUND, "SEQUENCE_NOT_FOUND")
+    calls = [
+        PlayedCall([], [reply(0, epoch=1), broken(StatusCode.UNAVAILABLE)]),
+        PlayedCall([], [gone]),
+        PlayedCall([], [reply(0, epoch=2)]),
+        PlayedCall([], [gone]),
+        PlayedCall([], [reply(0, epoch=3)]),
+        PlayedCall([], [opening(1, epoch=4), reply(1, epoch=4, committed=1)]),
+    ]
+    async with stream_of(time, *calls) as stream:
+        await stream.send("x")
+        assert (await stream.send("x")).header.step == 1
+        stream._link.drop()
+    assert [said(call) for call in calls[1:]] == [["resume"], ["start", 0], ["resume"], ["start", 0], ["resume", 1]]
+
+
+async def test_names_and_keys_come_from_the_timing(time: FakeTime) -> None:
+    """Whoever hands in the outer world decides them, too: a simulation repeats itself exactly."""
+    names = iter(("name", "key"))
+    connection = Connection(
+        "nowhere",
+        timeout_s=10.0,
+        credentials=None,
+        policy=RetryPolicy(),
+        timing=Timing(clock=lambda: 0.0, unique=lambda: next(names)),
+    )
+    call = PlayedCall([], [0, 1])
+    async with AsyncStepStream(connection, PlayedWire(call), StreamOptions()) as stream:
+        await stream.send("x")
+    assert (call.sent[0].sequence_id, call.sent[0].start_key) == ("name", "key")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from grpc import StatusCode
-from statestream import Client, errors
+from statestream import Client, ReplayBounds, StreamStats, errors
 from statestream._portal import Portal
 
 from tests.kit.client_time import FakeTime
@@ -45,6 +45,39 @@ def test_calls_block_until_they_are_answered(sync_client: tuple[Client, FakeSent
     assert client.sequences.get("sentiment", "s").next_step == 2
     assert client.sequences.end("sentiment", "s").next_step == 2
     assert fake.store["s"].ended
+
+
+def test_what_is_not_committed_is_sent_again_here_too(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """Resume and replay are those of the asyncio client, and so are bounds and statistics."""
+    client, fake = sync_client
+    fake.commit_every = 0
+    fake.faults.extend([None, None, None, Fail(StatusCode.UNAVAILABLE, dies=True)])
+    with client.sentiment.stream("s", replay=ReplayBounds(steps_max=50)) as stream:
+        for word in ("one ", "two ", "three ", "four "):
+            update = stream.send(word)
+        assert stream.stats == StreamStats(reconnects=1, replayed_steps=2)
+    assert (update.header.step, update.sentiment.word_count) == (3, 4)
+    with client.sentiment.stream("s", resume=True) as stream:
+        assert stream.next_step == 4
+    assert fake.store["s"].text == b"one two three four "
+
+
+def test_the_life_of_sequences_is_managed_here_too(sync_client: tuple[Client, FakeSentiment]) -> None:
+    """List, fork, rewind, export and import block until they are answered; a list may be left in its middle."""
+    client, fake = sync_client
+    for name in "abcde":
+        with client.sentiment.stream(name) as stream:
+            stream.send("one ")
+            stream.send("two ")
+    fake.store["a"].checkpoints = [1]
+    assert [found.sequence_id for found in client.sequences.list("sentiment")] == list("abcde")
+    for found in client.sequences.list("sentiment", page_size=1, live_only=True):
+        assert found.sequence_id == "a"
+        break
+    assert [made.next_step for made in client.sequences.fork("sentiment", "a", "f", "g", next_step=1)] == [1, 1]
+    assert client.sequences.rewind("sentiment", "a", 1).next_step == 1
+    snapshot = client.sequences.export("sentiment", "b")
+    assert client.sequences.import_(snapshot, "h").next_step == 2
 
 
 def test_pieces_are_read_in_the_thread_of_the_caller(sync_client: tuple[Client, FakeSentiment]) -> None:
