@@ -87,3 +87,15 @@ def test_the_snippets_of_the_readme_name_what_exists(snippet: str) -> None:
     compile(snippet, "README.md", "exec")
     imports = "\n".join(line for line in snippet.splitlines() if line.startswith(("import ", "from ")))
     exec(imports, {})  # noqa: S102 - our own paper
+
+
+def test_tests_that_papers_name_are_there() -> None:
+    """A promise that names its test keeps naming one that exists."""
+    named = {name for paper in PAPERS for name in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", paper.read_text())}
+    missing = [
+        name
+        for file, _, test in (entry.partition("::") for entry in named)
+        for name in [f"{file}::{test}"]
+        if not (ROOT / file).is_file() or (test and f"def {test}(" not in (ROOT / file).read_text())
+    ]
+    assert not missing
