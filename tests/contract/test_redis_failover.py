@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,14 @@ from services.runtime.core.errors import StoreUnavailable
 from services.runtime.state.redis import RedisStore
 from services.runtime.state.types import Position
 from tests.contract.store_fixtures import a_turn, found
+from tests.kit.processes import free_port
 from tests.kit.records import TERMS, a_name, a_record, is_same
 from tests.kit.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
 TAKEN_OVER_S_MAX = 40.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def _until(server: RedisServer, section: str, holds: Callable[[dict[str, Any]], bool]) -> None:
@@ -41,24 +36,61 @@ async def _until(server: RedisServer, section: str, holds: Callable[[dict[str, A
                 continue
 
 
+def _watch(primary_port: int, *settings: str, password: str | None = None) -> RedisServer:
+    """A sentinel of a primary at that port."""
+    sentinel = RedisServer(password=password, port=free_port())
+    watch = ("down-after-milliseconds main 500", "failover-timeout main 2000", *settings)
+    sentinel.become_sentinel(f"main 127.0.0.1 {primary_port} 1", *watch)
+    return sentinel
+
+
+def _begun(sentinel: RedisServer) -> bool:
+    """Asks for a fail-over; False while the sentinel does not know enough of the replica."""
+    try:
+        sentinel.ask("SENTINEL", "FAILOVER", "main")
+    except RedisError:
+        return False
+    return True
+
+
+async def _asked_again(call: Callable[[], Coroutine[None, None, object]]) -> None:
+    """Repeats `call` until the store is available."""
+    async with asyncio.timeout(TAKEN_OVER_S_MAX):
+        while True:
+            try:
+                await call()
+            except StoreUnavailable:
+                await a_turn()
+            else:
+                return
+
+
 @pytest.fixture
 def servers() -> Iterator[list[RedisServer]]:
     """A primary, its replica, and a sentinel that watches them, in this order."""
     with ExitStack() as stack:
-        primary_port, replica_port, sentinel_port = _free_port(), _free_port(), _free_port()
-        primary = RedisServer("--repl-diskless-sync-delay", "0", port=primary_port)
-        replica = RedisServer("--replicaof", f"127.0.0.1 {primary_port}", port=replica_port)
-        sentinel = RedisServer(port=sentinel_port)
-        sentinel.become_sentinel(f"main 127.0.0.1 {primary_port} 1", "down-after-milliseconds main 500")
-        yield [stack.enter_context(server) for server in (primary, replica, sentinel)]
+        primary = RedisServer("--repl-diskless-sync-delay", "0", port=free_port())
+        replica = RedisServer("--replicaof", f"127.0.0.1 {primary.port}", port=free_port())
+        stack.enter_context(primary)
+        stack.enter_context(replica)
+        sentinel = stack.enter_context(_watch(primary.port))
+        # It would look every 10 s only, and promotes nobody whom it has not seen in step.
+        sentinel.ask("SENTINEL", "DEBUG", "info-period", 100, "ask-period", 100, "publish-period", 100)
+        yield [primary, replica, sentinel]
+
+
+async def _ready(servers: list[RedisServer]) -> None:
+    """Returns when the replica is in step and the sentinel knows it."""
+    _, replica, sentinel = servers
+    await _until(replica, "replication", lambda told: told["master_link_status"] == "up")
+    await _until(sentinel, "sentinel", lambda told: told["master0"]["slaves"] == 1)
 
 
 @pytest.mark.timeout(60)
 async def test_a_sequence_goes_on_when_the_primary_dies(servers: list[RedisServer]) -> None:
     """While nobody is primary calls are refused in time; then the replica goes on from the last commit it got."""
-    primary, replica, sentinel = servers
-    await _until(replica, "replication", lambda told: told["master_link_status"] == "up")
-    await _until(sentinel, "sentinel", lambda told: told["master0"]["slaves"] == 1)
+    primary, _, sentinel = servers
+    await _ready(servers)
     store = RedisStore.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/main")
     name = a_name()
     assert await store.commit(name, None, a_record(1), TERMS) is None
@@ -78,3 +110,74 @@ async def test_a_sequence_goes_on_when_the_primary_dies(servers: list[RedisServe
     assert conflict is None
     assert is_same((await found(store, name)).record, a_record(2))
     await store.close()
+
+
+async def test_a_planned_fail_over_is_followed(servers: list[RedisServer]) -> None:
+    """The sentinels make the replica the primary, while the old one lives on: the next calls go to the new one."""
+    primary, replica, sentinel = servers
+    await _ready(servers)
+    store = RedisStore.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/main")
+    name = a_name()
+    assert await store.commit(name, None, a_record(1), TERMS) is None
+    await _until(primary, "replication", lambda told: told["slave0"]["offset"] == told["master_repl_offset"])
+    while not _begun(sentinel):
+        await a_turn()
+    await _until(replica, "replication", lambda told: told["role"] == "master")
+    await _until(primary, "replication", lambda told: told["role"] == "slave" and told["master_link_status"] == "up")
+    await _asked_again(lambda: store.load(name))
+    assert await store.commit(name, Position(1, 1), a_record(2), TERMS) is None
+    assert is_same((await found(store, name)).record, a_record(2))
+    assert b" name=statestream " in replica.ask("CLIENT", "LIST")
+    await store.close()
+
+
+async def test_a_primary_that_became_a_replica_is_left(servers: list[RedisServer]) -> None:
+    """Connected to it all the time, a store is told READONLY: it asks the sentinels again and goes to the new one."""
+    primary, replica, sentinel = servers
+    await _ready(servers)
+    store = RedisStore.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/main", connections=1)
+    name = a_name()
+    assert await store.commit(name, None, a_record(1), TERMS) is None
+    # Behind the back of the sentinel, which would break the connections; it sees the new roles by and by.
+    await _until(primary, "replication", lambda told: told["slave0"]["offset"] == told["master_repl_offset"])
+    sentinel.signal(signal.SIGSTOP)
+    replica.ask("REPLICAOF", "NO", "ONE")
+    primary.ask("REPLICAOF", "127.0.0.1", replica.port)
+    sentinel.stop()
+    second = _watch(replica.port)
+    with second:
+        second_store = RedisStore.from_url(f"redis+sentinel://127.0.0.1:{second.port}/main")
+        assert await second_store.commit(name, Position(1, 1), a_record(2), TERMS) is None
+        with pytest.raises(StoreUnavailable):
+            await store.commit(name, Position(1, 1), a_record(2, fill=1), TERMS)
+        assert is_same((await found(second_store, name)).record, a_record(2))
+        await second_store.close()
+    await store.close()
+
+
+async def test_users_and_passwords_of_sentinels_and_servers_are_their_own() -> None:
+    """The sentinel asks for one password and the primary for another; each gets its own."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(RedisServer(password="of the primary", port=free_port()))  # noqa: S106
+        sentinel = stack.enter_context(_watch(primary.port, password="of/the:sentinel"))  # noqa: S106
+        where = f"127.0.0.1:{sentinel.port}/main"
+        told = f"redis+sentinel://:of%20the%20primary@{where}?sentinel_password=of%2Fthe%3Asentinel"
+        store = RedisStore.from_url(told)
+        await store.ping()
+        await store.close()
+        for wrong in (told.replace("%20", ""), told.replace("%2F", "")):
+            store = RedisStore.from_url(wrong)
+            with pytest.raises(StoreUnavailable):
+                await store.ping()
+            await store.close()
+
+
+async def test_sentinels_that_hang_or_are_gone_are_passed_over(servers: list[RedisServer]) -> None:
+    """One sentinel does not listen, one hangs: the third is asked within the time-out."""
+    primary, _, sentinel = servers
+    with _watch(primary.port) as hanging:
+        hanging.signal(signal.SIGSTOP)
+        hosts = f"127.0.0.1:1,127.0.0.1:{hanging.port},127.0.0.1:{sentinel.port}"
+        store = RedisStore.from_url(f"redis+sentinel://{hosts}/main", timeout_s=6.0)
+        await store.ping()
+        await store.close()
