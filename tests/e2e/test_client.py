@@ -97,6 +97,52 @@ async def test_an_unnamed_sequence_does_not_linger(client: AsyncClient) -> None:
     assert (await client.sequences.end("sentiment", broken.sequence_id)).status is SequenceStatus.ENDED
 
 
+async def test_a_sequence_is_forked_rewound_and_moved() -> None:
+    """From a checkpoint each goes on by itself, and each result is that of the text it was given."""
+    async with (
+        running(snapshot_key="secret", checkpoint_steps=2) as server,
+        AsyncClient(f"127.0.0.1:{server.port}") as client,
+    ):
+        sequences = client.sequences
+        async with client.sentiment.stream("review", durability=Durability.STEP) as stream:
+            for word in ("A ", "warm ", "and ", "clever ", "film, "):
+                await stream.send(word)
+        kept = (await sequences.get("sentiment", "review")).checkpoint_steps
+        assert kept
+        assert kept[0] < 5
+        forks = await sequences.fork("sentiment", "review", "praise", "scorn")
+        assert {fork.next_step for fork in forks} == {5}
+        snapshot = await sequences.export("sentiment", "review", next_step=kept[0])
+        assert (await sequences.import_(snapshot, "moved")).next_step == kept[0]
+        assert (await sequences.rewind("sentiment", "review", kept[0])).next_step == kept[0]
+        words = ("A ", "warm ", "and ", "clever ", "film, ")
+        for name, start, end in (
+            ("praise", 5, "superb."),
+            ("scorn", 5, "but awful."),
+            ("moved", kept[0], "dull."),
+            ("review", kept[0], "fun."),
+        ):
+            [whole] = await client.sentiment.classify(["".join(words[:start]) + end])
+            async with client.sentiment.stream(name, resume=True) as stream:
+                assert stream.next_step == start
+                assert bits((await stream.send(end, end=True)).sentiment) == bits(whole)
+        found = {one.sequence_id: one.status async for one in sequences.list("sentiment", page_size=1)}
+        assert found == dict.fromkeys(("praise", "scorn", "moved", "review"), SequenceStatus.ENDED)
+
+
+async def test_a_stream_that_was_rewound_does_not_go_on() -> None:
+    """What was taken back on purpose an open stream does not put there again."""
+    async with running(checkpoint_steps=1) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        stream = await client.sentiment.stream("s", durability=Durability.STEP).__aenter__()
+        for word in ("A ", "warm ", "film "):
+            await stream.send(word)
+        kept = (await client.sequences.get("sentiment", "s")).checkpoint_steps
+        assert (await client.sequences.rewind("sentiment", "s", kept[0])).next_step < 3
+        with pytest.raises(errors.StepConflict):
+            await stream.send("indeed")
+        await stream.__aexit__(None, None, None)
+
+
 async def test_refusals_have_their_classes(client: AsyncClient) -> None:
     """What a real server refuses arrives as the class that says why, with the field where one is wrong."""
     with pytest.raises(errors.InvalidInput) as caught:
@@ -144,7 +190,9 @@ async def test_nothing_is_committed_where_nothing_is_to_be_kept(client: AsyncCli
 async def test_streams_outlive_their_replica(redis_url: str, how: str) -> None:
     """One of two replicas is killed, or drained, in mid-stream: its streams go on at the other, with the same bits."""
     words = [f"{word} " for word in TEXT.split()]
-    async with replicas(2, store="redis", redis_url=redis_url) as group, AsyncExitStack() as stack:
+    # It commits late: what a killed replica had answered since the first step is nowhere but with the client.
+    settings = {"store": "redis", "redis_url": redis_url, "commit_interval_ms": "60000"}
+    async with replicas(2, **settings) as group, AsyncExitStack() as stack:
         addresses = "ipv4:" + ",".join(replica.address for replica in group)
         client = await stack.enter_async_context(AsyncClient(addresses, timeout_s=20.0))
         # Some calls, until both addresses are connected: then they take turns, and each replica has some streams.
@@ -159,6 +207,8 @@ async def test_streams_outlive_their_replica(redis_url: str, how: str) -> None:
         await losing
         finals = [await stream.end() for stream in streams]
     assert any(stream.stats.reconnects for stream in streams)
+    assert any(stream.stats.replayed_steps for stream in streams) == (how == "kill")
+    assert any(stream.stats.go_aways for stream in streams) == (how == "terminate")
     assert not any(stream.stats.losses for stream in streams)
     assert {bits(final.sentiment) for final in finals} == {bits(whole)}
     assert {final.header.step for final in finals} == {len(words)}
