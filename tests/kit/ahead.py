@@ -31,7 +31,7 @@ class HandStore(MemoryStore):
     """A store in the test's hand: `down` answers nothing, `deaf` does what it is asked and does not say so."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
-        super().__init__(loop, bytes_max=10**7, sequences_max=100)
+        super().__init__(loop, bytes_max=10**7, sequences_max=1000)
         self._loop = loop
         self.down = False
         self.deaf = False

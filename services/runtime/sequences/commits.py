@@ -96,6 +96,10 @@ class Commits:
             self.cache.put(name, record)
         return None
 
+    def idle_s(self, record: Record) -> float:
+        """Seconds without a commit after which the store takes `record` for expired."""
+        return self._terms(record).idle_ms / 1000
+
     def store_of(self, durability: Durability) -> StateStore:
         """Where sequences of `durability` are kept."""
         return self._local if durability is Durability.NONE else self._store

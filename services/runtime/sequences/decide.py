@@ -165,7 +165,8 @@ def _start(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
         return Run(None, Position(new_epoch, 0), None)
     record = found.record
     first = next((reply for reply in record.replies if reply.step == 0), None)
-    if first is not None and first.digest == request.digest and (request.start_key or record.position.step == 1):
+    repeated = first is not None and first.digest == request.digest and not found.expired
+    if repeated and (request.start_key or record.position.step == 1):
         # Without a key, starting again with the same first step while nothing follows it changes nothing but the epoch.
         return _applied(record, 0, request.digest)
     replaces_live = not (record.ended or found.expired)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from services.runtime.sequences.contract import SequenceEvents, SequencePolicy
     from services.runtime.state.types import Position, Record, Stored
 
+_TOGETHER_MAX = 256
+"""Commits that are begun in one turn of the loop, which encodes them: more would hold up every step."""
+
 _ROUNDS_MAX = 4
 """Commits of one flight: a store that came back older than it was costs one more."""
 
@@ -97,10 +100,14 @@ class Heads:
         return sum(head.uncommitted for head in tuple(self._dirty.values()))
 
     def get(self, name: SequenceName) -> Head | None:
-        """The head of `name`, if this process has one."""
+        """The head of `name`, if this process has one that the store has not let expire."""
         head = self._heads.get(name)
-        if head is not None:
-            self._heads.move_to_end(name)
+        if head is None:
+            return None
+        if not head.dirty and self._clock.monotonic() - head.confirmed_at >= self._commits.idle_s(head.record):
+            self.drop(name)
+            return None
+        self._heads.move_to_end(name)
         return head
 
     def open(self, name: SequenceName, record: Record) -> Head:
@@ -186,8 +193,11 @@ class Heads:
     def _on_tick(self) -> None:
         """Sends the commits of all dirty heads in one turn of the loop, so that they travel together."""
         self._tick = None
-        for head in tuple(self._dirty.values()):
+        due = [head for head in self._dirty.values() if head.flight is None]
+        for head in due[:_TOGETHER_MAX]:
             self._fly(head)
+        if len(due) > _TOGETHER_MAX:
+            self._tick = asyncio.get_running_loop().call_later(0, self._on_tick)
 
     def _fly(self, head: Head) -> asyncio.Task[StatestreamError | None]:
         if head.flight is None:

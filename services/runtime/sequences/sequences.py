@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeGuard
 
 from services.runtime.core.errors import (
+    CapacityExceeded,
     SequenceError,
     SequenceNotFound,
     StateCorrupt,
@@ -245,9 +246,7 @@ class Sequences:
             self._catalogue.pinned(record.model)  # who cannot serve it does not take it from those who can
             fenced = self._commits.fenced(record)
             if await self._commits.commit(name, record.position, fenced) is None:
-                self._heads.drop(name)
-                if fenced.durability is Durability.CHECKPOINT:
-                    self._heads.open(name, fenced)
+                self._open_head(name, fenced)
                 return fenced, record.position
         raise StepConflict("the sequence moves on too fast to be taken up; try again")
 
@@ -283,13 +282,18 @@ class Sequences:
 
     def _committed(self, name: SequenceName, run: Run, record: Record) -> None:
         if run.base is None or record.ended:
-            self._heads.drop(name)
+            self._open_head(name, record)
         if run.base is None:
             self._events.sequence_started(name.model)
-            if record.durability is Durability.CHECKPOINT and not record.ended:
-                self._heads.open(name, record)
         if record.ended:
             self._events.sequence_ended(name.model)
+
+    def _open_head(self, name: SequenceName, record: Record) -> None:
+        """A head for `record`, which was committed here, in place of the one before; none if it does not need one."""
+        self._heads.drop(name)
+        if record.durability is Durability.CHECKPOINT and not record.ended:
+            with suppress(CapacityExceeded):  # the step that wants to run ahead is told
+                self._heads.open(name, record)
 
     async def _compute(
         self, name: SequenceName, request: StepRequest, run: Run, fold: Fold, committed_step: int | None
