@@ -225,6 +225,14 @@ class RedisLink:
                 turn.timer.cancel()
         self._send_waiting()
 
+    def _failed(self) -> None:
+        self._breaker.failed()
+        if self._breaker.is_open:
+            # Nor do those wait who came before.
+            for turn in (*self._waiting, *([self._turn] if self._turn else [])):
+                for call in turn.calls:
+                    call.fail(self._breaker.refusal())
+
     async def _exchange(self, line: Line, turns: list[_Turn]) -> None:
         calls = [call for turn in turns for call in turn.calls if not call.reply.done()]
         if not calls:
@@ -238,11 +246,11 @@ class RedisLink:
             self._breaker.succeeded()
         except TimeoutError:
             failure = late()
-            self._breaker.failed()
+            self._failed()
         except (RedisError, OSError) as error:
             failure = told(error)
             if not isinstance(error, ResponseError):
-                self._breaker.failed()
+                self._failed()
         except StatestreamError as error:
             failure = error
         except Exception:
