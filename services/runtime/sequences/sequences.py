@@ -338,7 +338,11 @@ class Sequences:
 
     async def _recompute(self, name: SequenceName, request: StepRequest, record: Record, fold: Fold) -> bytes:
         """The reply to the latest step, which was too large to keep."""
-        step = record.position.step - 1
+        step, head = record.position.step - 1, self._heads.get(name)
+        if head is not None:  # the step may not be committed yet
+            committed_step = head.committed_step
+        else:
+            committed_step = None if record.durability is Durability.NONE else step
         context = StepContext(
             sequence_id=name.sequence_id,
             position=Position(record.position.epoch, step),
@@ -346,7 +350,7 @@ class Sequences:
             durability=record.durability,
             end=request.end,
             replaces_live=False,
-            committed_step=None if record.durability is Durability.NONE else step,
+            committed_step=committed_step,
             history=record.history,
         )
         if record.previous is None:
