@@ -56,8 +56,8 @@ class StateStore(Protocol):
         caller is cancelled; the next load tells.
 
         With `keep` the record that is replaced becomes a checkpoint, and of those the `keep` youngest stay; without it
-        they stay as they are. All are dropped by a record that begins anew or has ended; by one that goes back, those
-        at or after its own step.
+        they stay as they are. All are dropped by a record that begins anew or has ended; by one that does not go
+        forward, those at or after its own step.
 
         Raises:
             CapacityExceeded: a new sequence does not fit within the store's bounds.
