@@ -18,9 +18,8 @@ async def begin(address: str, sequence_id: str) -> None:
 async def go_on(address: str, sequence_id: str) -> None:
     """The second one, perhaps tomorrow and on another machine, knows the name only."""
     async with AsyncClient(address) as client:
-        found = await client.sequences.get("sentiment", sequence_id)
-        print(f"it is {found.status}, next is step {found.next_step}")
         async with client.sentiment.stream(sequence_id, resume=True) as stream:
+            print(f"taken up, next is step {stream.next_step}")
             update = await stream.send("superb.", end=True)
         print(f"{update.sentiment.label} over {update.sentiment.word_count} words, ended: {update.header.ended}")
 

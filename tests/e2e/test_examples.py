@@ -17,7 +17,8 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 EXPECTED = {
     "classify.py": ["positive (", "negative (", "refused, INVALID_INPUT in texts[1]"],
     "stream.py": ["step 0: ", "step 3: ", "step 4: positive after 11 words, final: True"],
-    "resume.py": ["left after step 1", "it is live, next is step 2", "positive over 10 words, ended: True"],
+    "resume.py": ["left after step 1", "taken up, next is step 2", "positive over 10 words, ended: True"],
+    "fork.py": ["from step 2: and I would", "from step 2: and I want", "the beginning is ended"],
     "plain_grpc.py": ["step 0: ", "final: True", "sent again, the same replies: True"],
 }
 
