@@ -20,7 +20,7 @@ COMPOSE ?= docker compose
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help setup demo gen gen-check docs format lint breaking type test parity bench chaos compose-test up down check train clean
+.PHONY: help setup demo gen gen-check docs format lint breaking type test sim sim-long parity bench chaos compose-test up down check train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-13s %s\n", $$1, $$2 }'
@@ -90,6 +90,12 @@ type: setup ## pyright, strict
 
 test: setup ## every test that needs no container engine
 	$(BIN)/pytest -m 'not compose'
+
+sim: setup ## one seed of the simulation, with all that happens in it (SEED=7)
+	$(BIN)/python -m tests.simulation $(or $(SEED),0)
+
+sim-long: setup ## fresh seeds of the simulation on all processors, and those that fail (SEEDS=100000)
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),10000)
 
 check: lint breaking type test ## lint, compatibility, types and tests: what CI runs
 

@@ -216,6 +216,16 @@ class StreamCall:
         self._callbacks: list[Callable[[Any], None]] = []
         self._exchange = Exchange(network, self, node, method)
 
+    @property
+    def status(self) -> Status | None:
+        """How it ended; None: it has not."""
+        return self._status
+
+    @property
+    def good(self) -> bool:
+        """True where it ended without an error, or was given up here."""
+        return self._locally_cancelled or self._status is None or self._status.code is grpc.StatusCode.OK
+
     def done(self) -> bool:
         """See `grpc.aio.Call`."""
         return self._status is not None

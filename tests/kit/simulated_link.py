@@ -5,7 +5,6 @@ The store is a real `MemoryStore` in the part of the Redis server. Records cross
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from services.runtime.state.store import Conflict
 from services.runtime.state.types import Absence, Stored
 
 if TYPE_CHECKING:
+    import asyncio
     import random
     from collections.abc import Callable, Coroutine
 

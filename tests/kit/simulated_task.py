@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from statestream._status import to_error
 from statestream._types import ReplyHeader, reply_header
 from statestream.common.v1 import sequence_pb2
 
@@ -19,9 +20,12 @@ from services.runtime.core.errors import InvalidInput
 from services.runtime.state.types import Carry
 from services.runtime.transport import header as server_header
 from services.runtime.transport.stream import SequenceTask
+from tests.kit.simulated_status import rpc_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from statestream.errors import StatestreamError
 
     from tests.kit.simulated_calls import Channel
 
@@ -144,15 +148,23 @@ class ToyUpdate:
 
 
 class ToyWire:
-    """The messages of the toy, for the client's stream. `hears` is told of each response with its stream's config."""
+    """The messages of the toy, for the client's stream.
 
-    def __init__(self, channel: Channel, hears: Callable[[Any, Any], None]) -> None:
+    `hears` is told of each response with its stream's configuration, `ends` of the status of each call.
+    """
+
+    def __init__(
+        self, channel: Channel, hears: Callable[[Any, Any], None], ends: Callable[[StatestreamError], None]
+    ) -> None:
         self._call = channel.stream_stream(METHOD, Request.SerializeToString, self._parse)
         self._hears = hears
+        self._ends = ends
         self._config: Any = None
 
     def open(self) -> Any:
-        return self._call()
+        call = self._call()
+        call.add_done_callback(self._over)
+        return call
 
     def config(self, config: sequence_pb2.SequenceConfig) -> Any:
         self._config = config
@@ -166,6 +178,10 @@ class ToyWire:
 
     def update(self, response: Any) -> ToyUpdate:
         return ToyUpdate(reply_header(response.header), response.sum, response.chain, len(response.padding))
+
+    def _over(self, call: Any) -> None:
+        if not call.good:
+            self._ends(to_error(rpc_error(call.status)))
 
     def _parse(self, data: bytes) -> Any:
         response = Reply.FromString(data)

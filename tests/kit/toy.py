@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.common.manifest import InputSpec, Manifest, OutputSpec, StateSpec, Training
+from models.common.manifest import InputSpec, Manifest, OutputSpec, SequenceDefaults, StateSpec, Training
 from services.runtime.core.ids import ModelId
 from services.runtime.engine.batcher import Batcher
 from services.runtime.engine.scheduler import BatchLimits
@@ -27,7 +27,7 @@ TOY_ID = ModelId("toy", "1", DIGEST)
 
 
 @lru_cache
-def toy_manifest(version: str = "1") -> Manifest:
+def toy_manifest(version: str = "1", idle_timeout_s: float = 3600.0) -> Manifest:
     """One feature x (T, N), one state (1, N, 2), the sum so far per timestep and at the end of the chunk."""
     return Manifest(
         name="toy",
@@ -43,6 +43,7 @@ def toy_manifest(version: str = "1") -> Manifest:
         ),
         states=(StateSpec(name="s", input="s", output="s_out", dtype="float32", dims=(1, "batch", 2)),),
         chunk_timesteps_max=8,
+        sequence=SequenceDefaults(idle_timeout_s=idle_timeout_s),
         files={"model.onnx": DIGEST},
         weights_digest=DIGEST,
         state_bytes=8,
@@ -54,8 +55,8 @@ def toy_manifest(version: str = "1") -> Manifest:
 class ToyModel:
     """Adds up, each number as often as its version says. Refuses 666 (the whole run fails) and makes NaN of 999."""
 
-    def __init__(self, version: str = "1") -> None:
-        self.manifest = toy_manifest(version)
+    def __init__(self, version: str = "1", idle_timeout_s: float = 3600.0) -> None:
+        self.manifest = toy_manifest(version, idle_timeout_s)
         self._weight = np.float32(version)
         self.batch_sizes: list[int] = []
 

@@ -68,16 +68,16 @@ def main(
         outcome = run_seed(seed)
         if not digest:
             for line in outcome.trace:
-                print(line)
-            print(f"seed {seed}: {outcome.failure or 'good'}, {outcome.replies} replies, digest", end=" ")
-        print(outcome.digest)
+                click.echo(line)
+            click.echo(f"seed {seed}: {outcome.failure or 'good'}, {outcome.replies} replies, digest ", nl=False)
+        click.echo(outcome.digest)
         sys.exit(outcome.failure is not None)
     began, failed = time.monotonic(), 0
     start = first if first is not None else time.time_ns() % 10**12
     for number, failure in run_many(range(start, start + seeds), processes, stop=stop):
         failed += 1
-        print(f"seed {number}: {failure}", flush=True)
-    print(f"{seeds} seeds from {start}: {failed} failed, {time.monotonic() - began:.0f} s")
+        click.echo(f"seed {number}: {failure}")
+    click.echo(f"{seeds} seeds from {start}: {failed} failed, {time.monotonic() - began:.0f} s")
     sys.exit(failed > 0)
 
 

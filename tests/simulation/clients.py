@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 TIMEOUT_S = 5.0
+IDLE_S = 20.0
+"""After which a sequence expires."""
 
 AGAIN = (
     errors.Unavailable,
@@ -101,13 +103,17 @@ class Actor:
         else:
             self.ends = False
             self.sent[self.steps] = Piece(b"", end=True)
+        self.sleeps_before = self.rng.randrange(1, self.steps)
+        self.must_expire = False
         if kind == "none":
             # It is known to one replica only; at another there is nothing of it, or what is left of an earlier attempt.
             self.story.excuses |= {"SEQUENCE_NOT_FOUND", "SEQUENCE_LOST", "STEP_CONFLICT", "STEP_CONTENT_MISMATCH"}
 
     async def run(self) -> None:
         """All of its life, seen from outside: a process that vanishes is followed by another."""
-        while not await self._live():
+        while True:
+            if await self._live():
+                return
             await asyncio.sleep(self.rng.random() * 0.5)
 
     async def _live(self) -> bool:
@@ -115,7 +121,12 @@ class Actor:
         seat = Seat(self.world, f"{self.name}.{self.lives}")
         self.lives += 1
         over: asyncio.Future[bool] = self.world.loop.create_future()
-        seat.node.on_crash.append(lambda: over.done() or over.set_result(False))
+
+        def vanished() -> None:
+            if not over.done():
+                over.set_result(False)
+
+        seat.node.on_crash.append(vanished)
 
         async def main() -> None:
             try:
@@ -146,26 +157,30 @@ class Actor:
                 resume = self.begun.done()
             except errors.StatestreamError as error:
                 self.world.trace(self.name, "gives up", error.reason)
+                self.must_expire = False
                 self.world.ledger.failed(self.sequence_id, error)
                 return
             else:
                 break
-        self.world.trace(self.name, "is done")
+        if self.must_expire:
+            self.world.fail(f"{self.sequence_id} went on although it had expired")
         if self.kind != "unnamed":
-            self.world.done.append((self.sequence_id, self.steps, self.ends))
+            self.world.is_done(self.sequence_id, self.steps, ended=self.ends)
         elif stream.ended:
-            self.world.done.append((self.sequence_id, self.steps + 1, True))
+            self.world.is_done(self.sequence_id, self.steps + 1, ended=True)
 
     async def _steps(self, seat: Seat, stream: Stream) -> None:
         while stream.next_step < self.steps:
             await self._pause()
             await self._take(stream, stream.next_step)
             self._may_vanish(seat)
+            if self.kind == "sleeping" and self.sleeps_before == stream.next_step:
+                await self._sleep()
 
     def _stream(self, seat: Seat, *, resume: bool) -> Stream:
         name = None if self.kind == "unnamed" else self.sequence_id
         options = StreamOptions(sequence_id=name, resume=resume, durability=self.durability)
-        stream = AsyncStepStream(seat.connection, ToyWire(seat.channel, self._hears), options)
+        stream = AsyncStepStream(seat.connection, ToyWire(seat.channel, self._hears, self._loses_call), options)
         if name is None:
             self.sequence_id = stream.sequence_id
             self.world.ledger.stories[self.sequence_id] = self.story
@@ -182,6 +197,11 @@ class Actor:
             world.check(world.ledger.told, self.sequence_id, self.sent, response)
             if not self.begun.done():
                 self.begun.set_result(None)
+
+    def _loses_call(self, error: errors.StatestreamError) -> None:
+        self.world.trace(self.name, "loses its call:", error.reason, *error.metadata.values())
+        if isinstance(error, errors.Draining):
+            self.world.check(self.world.ledger.sent_away, self.sequence_id, error.metadata)
 
     async def _take(self, stream: Stream, step: int) -> ToyUpdate:
         end = self.ends and step == self.steps - 1
@@ -219,6 +239,14 @@ class Actor:
             self.world.trace(self.name, "is impatient at", stream.next_step)
             if self.world.calm:
                 return await stream.send(piece.values, end=piece.end)
+
+    async def _sleep(self) -> None:
+        """Long enough for the sequence to expire, or nearly."""
+        late = self.rng.random() < 0.6
+        if late:
+            self.story.excuses |= {"SEQUENCE_EXPIRED"}
+            self.must_expire = self.sleeps_before < self.steps
+        await asyncio.sleep(IDLE_S * 1.5 if late else IDLE_S * 0.6)
 
     async def _pause(self) -> None:
         if self.world.plan.pause_s_max:

@@ -13,12 +13,10 @@ from services.runtime.state.types import Absence, Durability, Stored
 from tests.kit.simulated_task import MODEL, PADDING_BYTES, Link, Piece, Reply, is_long
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from services.runtime.state.types import Record
     from tests.kit.simulated_link import StoreServer
-
-
-STRICT_LOST = True
-"""Judge what a resumed stream is told of a loss that happened before another stream took the sequence up."""
 
 
 LOSSES = frozenset({"SEQUENCE_NOT_FOUND", "SEQUENCE_LOST"})
@@ -42,15 +40,18 @@ class Story:
         durability: asked for.
         own: pieces of its only writer, by step; None where several write.
         replies: chain of the reply to each step, by epoch.
-        lost_at: chains that the store has held and forgotten by a fail-over.
-        excuses: why it may come to an end that its client did not want: reasons of errors.
+        committed: what the reply to each step told as committed, by epoch.
+        lost_from, lost_to: steps that the store has held and lost; None: it has lost none.
+        excuses: reasons of errors that may end it before its client wants.
         forked_from: names of sequences whose steps are its first ones.
-        highest: highest step told as committed, by epoch.
+        digests: chain of each digest of a history.
+        rewound: somebody has put it back, or may have.
     """
 
     durability: Durability
     own: dict[int, Piece] | None
     replies: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    committed: dict[int, dict[int, int]] = field(default_factory=dict)
     lost_from: int | None = None
     lost_to: int = -1
     excuses: set[str] = field(default_factory=set)
@@ -133,7 +134,7 @@ class Ledger:
         if had is not None and told.epoch <= header.epoch and not story.rewound:
             less = header.next_step <= had
             self._hold(
-                header.lost or not less or not STRICT_LOST,
+                header.lost or not less,
                 f"{sequence_id}: committed were {had}, next is {header.next_step}, and nothing is said of a loss",
             )
         if header.lost:
@@ -144,6 +145,23 @@ class Ledger:
                 story.lost_from is not None and story.lost_from <= header.next_step,
                 f"{sequence_id}: committed were {had}, next is {header.next_step}, and the store lost nothing",
             )
+
+    def sent_away(self, sequence_id: str, facts: Mapping[str, str]) -> None:
+        """A replica that stops has told where the sequence stands; what it says is committed has to be."""
+        story = self.stories[sequence_id]
+        if "committed_step" not in facts or story.rewound:
+            return
+        step = int(facts["committed_step"])
+        self._hold(
+            step >= int(facts["next_step"]) - 1,
+            f"{sequence_id}: a replica stops and has committed {step}, next is {facts['next_step']}",
+        )
+        found = self._store.peek(name_of(sequence_id))
+        stands = found.record.position.step if isinstance(found, Stored) else 0
+        self._hold(
+            stands > step or step < story.lost_to or story.excuses - LOSSES,
+            f"{sequence_id}: a replica stops and says that {step} is committed, the store is at {stands}",
+        )
 
     def failed(self, sequence_id: str, error: Exception) -> None:
         """A client was told an error after which it does not go on."""
@@ -166,7 +184,7 @@ class Ledger:
 
     # ---- how it is judged
 
-    def _hold(self, good: bool, otherwise: str) -> None:
+    def _hold(self, good: object, otherwise: str) -> None:
         if not good:
             raise Violation(otherwise)
 
@@ -229,6 +247,13 @@ class Ledger:
             )
             return
         step = header.committed_step
+        told = story.committed.setdefault(header.epoch, {})
+        told[header.step] = step
+        before = told.get(header.step - 1, -1)
+        self._hold(
+            step >= before or story.lost_from is not None,
+            f"{sequence_id} epoch {header.epoch} step {header.step}: committed went back from {before} to {step}",
+        )
         self._hold(story.durability is not Durability.NONE, f"{sequence_id}: durability NONE told as committed")
         self._hold(
             header.step - step <= self._uncommitted_max,

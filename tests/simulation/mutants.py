@@ -25,7 +25,105 @@ class Mutant(NamedTuple):
     bad: str
 
 
-MUTANTS: dict[str, Mutant] = {}
+SEQUENCES = "services.runtime.sequences.sequences"
+DECIDE = "services.runtime.sequences.decide"
+HEADS = "services.runtime.sequences.heads"
+COMMITS = "services.runtime.sequences.commits"
+STREAM = "services.runtime.transport.stream"
+REPLAY = "statestream._replay"
+LINK = "statestream._link"
+
+MUTANTS = {
+    "the epoch of a stream is not compared": Mutant(
+        DECIDE, "if request.epoch not in (None, record.position.epoch):", "if False:"
+    ),
+    "a conflict of a commit is ignored": Mutant(COMMITS, "return conflict.found", "return None"),
+    "a step is committed before it is run": Mutant(
+        SEQUENCES,
+        "        record, reply = await self._compute(name, request, run, fold, committed)\n",
+        "        if run.base is not None:\n"
+        "            import dataclasses\n"
+        "            early = dataclasses.replace(\n"
+        "                run.base, position=Position(run.position.epoch, run.position.step + 1)\n"
+        "            )\n"
+        "            await self._commits.commit(name, run.expected, early)\n"
+        "            run = run._replace(expected=early.position)\n"
+        "        record, reply = await self._compute(name, request, run, fold, committed)\n",
+    ),
+    "a reply leaves before its commit": Mutant(
+        SEQUENCES,
+        "        found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)\n",
+        "        import asyncio\n"
+        "        found = None\n"
+        "        asyncio.get_running_loop().create_task(self._commits.commit(name, run.expected, record))\n",
+    ),
+    "the digest of a repeated step is not compared": Mutant(DECIDE, "if reply.digest != digest:", "if False:"),
+    "who resumes fences nobody": Mutant(SEQUENCES, "fenced = self._commits.fenced(record)", "fenced = record"),
+    "an epoch follows the clock alone": Mutant(
+        COMMITS, "max(self.new_epoch(), record.position.epoch + 1)", "self.new_epoch()"
+    ),
+    "a step is counted twice": Mutant(
+        SEQUENCES,
+        "Position(position.epoch, position.step + 1),",
+        "Position(position.epoch, position.step + (2 if position.step == 3 else 1)),",
+    ),
+    "no ring of replies is kept": Mutant(DECIDE, "recent = kept[-count:]", "recent = (new._replace(reply=b''),)"),
+    "the record of another sequence is committed": Mutant(
+        HEADS, "            record = head.record\n", "            record = next(iter(self._heads.values())).record\n"
+    ),
+    "a head that was fenced off stays": Mutant(HEADS, "self.drop(head.name, error)", "pass"),
+    "a head is committed over a later epoch": Mutant(
+        HEADS,
+        "        at, ours = found.record.position, head.record.position\n",
+        "        at, ours = found.record.position, head.record.position._replace(epoch=found.record.position.epoch)\n",
+    ),
+    "a head that is dirty again is not committed": Mutant(
+        HEADS, "        if head.dirty:\n            self._arm()", "        if head.dirty:\n            pass"
+    ),
+    "steps run ahead without bound": Mutant(
+        SEQUENCES, "if head.uncommitted >= self._policy.uncommitted_max:", "if False:"
+    ),
+    "a step from a stale record is answered": Mutant(
+        SEQUENCES,
+        "            if found is None:\n                return taken\n",
+        "            if found is None or not fresh:\n                return taken\n",
+    ),
+    "a reply is computed again from the wrong carry": Mutant(
+        SEQUENCES, "await fold(context, record.previous)", "await fold(context, record.carry or record.previous)"
+    ),
+    "the version of a sequence is not pinned": Mutant(
+        SEQUENCES,
+        "model = self._catalogue.pinned(base.model if base else request.model)",
+        "model = self._catalogue.find(request.model.name)",
+    ),
+    "a loss is not told": Mutant(SEQUENCES, "lost=told is not None and at.step <= told.committed_step", "lost=False"),
+    "what is told as committed is one too many": Mutant(
+        SEQUENCES, "fold, head.committed_step)", "fold, (head.committed_step or 0) + 1)"
+    ),
+    "a replica that drains does not commit": Mutant(
+        STREAM, "committed_step = await runtime.sequences.settle(opened.name)", "committed_step = None"
+    ),
+    "a half-close does not commit": Mutant(
+        STREAM, "    else:\n        await runtime.sequences.settle(opened.name)", "    else:\n        pass"
+    ),
+    "the client trims a step too many": Mutant(
+        REPLAY, "self.next_step - 1 - self._committed))", "self.next_step - 2 - self._committed))"
+    ),
+    "the client skips a replayed step": Mutant(
+        LINK, "first_to_send(opening, self.buffer, ends=ends)", "first_to_send(opening, self.buffer, ends=ends) + 1"
+    ),
+    "results of a batch are mixed up": Mutant(
+        "services.runtime.engine.batcher",
+        "zip(batch.entries, outcome.results, strict=True)",
+        "zip(batch.entries, reversed(outcome.results), strict=True)",
+    ),
+    "the store compares epochs alone": Mutant(
+        "services.runtime.state.memory",
+        "before.newest.record.position != expected",
+        "before.newest.record.position.epoch != expected.epoch",
+    ),
+}
+"""By what each of them does."""
 
 
 def apply(mutant: Mutant) -> None:

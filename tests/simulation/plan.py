@@ -19,6 +19,7 @@ CLIENTS = {
     "fighting": 4,
     "none": 1,
     "meddled": 2,
+    "sleeping": 1,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from statestream.common.v1 import lifecycle_service_pb2_grpc
 
@@ -24,6 +24,7 @@ from tests.kit.simulated_server import Server
 from tests.kit.simulated_task import METHOD, Request, toy_task
 from tests.kit.toy import NoEvents, ToyModel, toy_served
 from tests.kit.virtual_time import Node
+from tests.simulation.clients import IDLE_S
 
 if TYPE_CHECKING:
     import random
@@ -53,7 +54,7 @@ class FailingModel(ToyModel):
     """The toy, of whose runs some fail."""
 
     def __init__(self, version: str, rng: random.Random) -> None:
-        super().__init__(version)
+        super().__init__(version, IDLE_S)
         self.failing = 0.0
         self._rng = rng
 
@@ -94,7 +95,7 @@ class Replica:
         stores = Stores(self.link, local)
         self.lifecycle = Lifecycle(self.sequences, stores, catalogue, None, node, NoEvents())
         servicer = lifecycle.LifecycleServicer(self.lifecycle)
-        lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, self.server)
+        lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, cast("Any", self.server))
         self.gate.open()
 
     async def stop(self) -> None:

@@ -89,7 +89,7 @@ class Meddled(Actor):
         self.act = self.rng.choice(("look", "fork", "fork", "rewind", "end"))
         if self.act == "rewind":
             # A client that has gone on from there is told that somebody has changed its sequence.
-            self.story.excuses |= {"STEP_CONFLICT", "STEP_OUT_OF_ORDER"}
+            self.story.excuses |= {"STEP_CONFLICT", "STEP_OUT_OF_ORDER", "SEQUENCE_LOST"}
             self.story.rewound = True
         elif self.act == "end":
             self.story.excuses |= {"SEQUENCE_ENDED", "SEQUENCE_NOT_FOUND"}
@@ -158,4 +158,4 @@ class Branch(Actor):
         async with self._stream(seat, resume=True) as stream:
             while stream.next_step < first + 3:
                 await self._take(stream, stream.next_step)
-        self.world.done.append((self.sequence_id, first + 3, False))
+        self.world.is_done(self.sequence_id, first + 3, ended=False)

@@ -29,7 +29,7 @@ from tests.simulation.replicas import Replica
 from tests.simulation.rivals import Fighter, Meddled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from tests.simulation.plan import Plan
 
@@ -104,6 +104,15 @@ class World:
         except Violation as violation:
             self.fail(str(violation))
 
+    def is_done(self, sequence_id: str, steps: int, *, ended: bool) -> None:
+        """A client has left its stream in good order: now and later the store holds all its steps."""
+        self.trace(sequence_id, "is done")
+        self.done.append((sequence_id, steps, ended))
+        self._check_done(sequence_id, steps, ended)
+
+    def _check_done(self, sequence_id: str, steps: int, ended: bool) -> None:  # noqa: FBT001 - a row of `done`
+        self.check(lambda: self.ledger.finished(sequence_id, steps, ended=ended))
+
     def broke(self, error: BaseException) -> None:
         """A servicer raised something."""
         if not is_told(error):
@@ -121,9 +130,8 @@ class World:
             if error is not None:
                 self.fail(f"a client raised {error!r}")
             await asyncio.sleep(max(0.0, self.plan.calm_at_s - self.loop.time()) + SETTLE_S)
-            for sequence_id, steps, ended in self.done:
-                if self.failure is None:
-                    self.check(lambda s=sequence_id, n=steps, e=ended: self.ledger.finished(s, n, ended=e))
+            for each in self.done:
+                self._check_done(*each)
             self._check_rest()
 
     def start_again(self, index: int, before: Replica, versions: tuple[str, ...] | None = None) -> None:
@@ -188,8 +196,15 @@ class World:
 
 
 @contextmanager
-def _quiet(rng: random.Random) -> Iterator[None]:
+def _quiet(rng: random.Random) -> Generator[None]:
     """Random names come from the seed; nobody logs; what is left of crashed processes goes without a word."""
+
+    def new_uuid() -> uuid.UUID:
+        return uuid.UUID(int=rng.getrandbits(128), version=4)
+
+    def new_token(count: int) -> str:
+        return rng.randbytes(count).hex()
+
     silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
     before = structlog.get_config()
     structlog.configure(wrapper_class=silent, cache_logger_on_first_use=False)
@@ -198,8 +213,8 @@ def _quiet(rng: random.Random) -> Iterator[None]:
     try:
         with (
             warnings.catch_warnings(),
-            mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=rng.getrandbits(128), version=4)),
-            mock.patch.object(secrets, "token_hex", lambda count: rng.randbytes(count).hex()),
+            mock.patch.object(uuid, "uuid4", new_uuid),
+            mock.patch.object(secrets, "token_hex", new_token),
         ):
             warnings.simplefilter("ignore")
             yield

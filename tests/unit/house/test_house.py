@@ -35,8 +35,6 @@ ROOMS = {
         "tests/kit/ahead.py": "virtual time",
         "tests/unit/sequences/test_heads.py": "virtual time",
         "tests/unit/sequences/test_losses.py": "virtual time",
-        "tests/kit/simulated_store.py": "virtual time",
-        "tests/kit/virtual_time.py": "virtual time",
     },
     "environment": {
         "services/runtime/config.py": "the settings",
