@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def main(
         click.echo(outcome.digest)
         sys.exit(outcome.failure is not None)
     began, failed = time.monotonic(), 0
-    start = first if first is not None else time.time_ns() % 10**12
+    start = first if first is not None else random.SystemRandom().randrange(10**9)
     for number, failure in run_many(range(start, start + seeds), processes, stop=stop):
         failed += 1
         click.echo(f"seed {number}: {failure}")
