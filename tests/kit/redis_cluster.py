@@ -25,7 +25,8 @@ READY_S_MAX = 60.0
 class ClusterNode(RedisServer):
     """One server of the cluster; over its unix socket it can be asked whatever state the others are in."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, tls: bool = False) -> None:
+        self._port_setting = "--tls-port" if tls else "--port"
         settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"]
         settings += ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"]
         super().__init__(*settings, *arguments)
@@ -39,7 +40,7 @@ class ClusterNode(RedisServer):
             return
         for tries_left in (2, 1, 0):
             self.port, self.bus_port = steady_port(), steady_port()
-            ports = ["--port", str(self.port), "--cluster-port", str(self.bus_port)]
+            ports = [self._port_setting, str(self.port), "--cluster-port", str(self.bus_port)]
             self._command = [*self._plain_command, *ports]
             try:
                 super().start()
@@ -62,11 +63,17 @@ class ClusterNode(RedisServer):
 
 
 class RedisCluster:
-    """Three masters that share the slots; with `replica` a server that follows the first. A context manager."""
+    """Three masters that share the slots; a context manager.
 
-    def __init__(self, *arguments: str, replica: bool = False) -> None:
-        self.masters = [ClusterNode(*arguments) for _ in range(3)]
-        self.replica = ClusterNode(*arguments) if replica else None
+    With `replica` there is a server that follows the first one; with `tls` nothing is sent in the clear, and
+    `arguments` have to name certificates.
+    """
+
+    def __init__(self, *arguments: str, replica: bool = False, tls: bool = False) -> None:
+        self._scheme = "rediss" if tls else "redis"
+        secure = ["--tls-cluster", "yes", "--tls-replication", "yes"] if tls else []
+        self.masters = [ClusterNode(*arguments, *secure, tls=tls) for _ in range(3)]
+        self.replica = ClusterNode(*arguments, *secure, tls=tls) if replica else None
         self._stack = ExitStack()
 
     @property
@@ -77,7 +84,7 @@ class RedisCluster:
     @property
     def url(self) -> str:
         """Address of the cluster, by one of its nodes."""
-        return f"redis+cluster://127.0.0.1:{self.masters[0].port}"
+        return f"{self._scheme}+cluster://127.0.0.1:{self.masters[0].port}"
 
     def owner(self, slot: int) -> ClusterNode:
         """The server that says of itself that it owns `slot`."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
 
-_WAIT_SHARE: Final = 0.75
-"""Share of the time left that WAIT may take: its answer has to be back before the calls are given up."""
+_WAIT_SHARE: Final = 0.5
+"""Share of the time left that WAIT may take: its answer, up to 0.1 s late, has to be back in time."""
 
 
 def packed(*arguments: bytes) -> bytes:

@@ -1,0 +1,125 @@
+"""Commits that wait until replicas of Redis have them, on a real primary with a real replica."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.runtime.core.errors import StoreUnavailable
+from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.types import Absence, Position
+from tests.contract.store_fixtures import found, told
+from tests.kit.processes import free_port
+from tests.kit.records import TERMS, a_name, a_record, is_same
+from tests.kit.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from services.runtime.core.ids import SequenceName
+    from services.runtime.state.store import Conflict
+
+BOUND_S = 30.0
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[RedisServer, RedisServer]]:
+    """A primary and its replica, in step."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(RedisServer("--repl-diskless-sync-delay", "0", port=free_port()))
+        replica = stack.enter_context(RedisServer("--replicaof", f"127.0.0.1 {primary.port}"))
+        while b"state=online" not in primary.ask("INFO", "replication"):
+            continue
+        yield primary, replica
+
+
+@pytest.fixture
+async def store(servers: tuple[RedisServer, RedisServer]) -> AsyncIterator[RedisStore]:
+    """A store that wants one replica to have every commit; its functions are loaded."""
+    store = RedisStore.from_url(servers[0].url, replicas_acked=1, connections=1)
+    await store.commit(a_name(), None, a_record(), TERMS)
+    yield store
+    await store.close()
+
+
+def _waits(primary: RedisServer) -> int:
+    """How often the server was asked to wait for replicas."""
+    calls = re.search(rb"cmdstat_wait:calls=(\d+)", primary.ask("INFO", "commandstats"))
+    return int(calls[1]) if calls else 0
+
+
+async def test_a_reply_says_that_a_replica_has_it(servers: tuple[RedisServer, RedisServer], store: RedisStore) -> None:
+    """When a commit returns its record stands in the replica, each time."""
+    for _ in range(20):
+        name = a_name()
+        assert await store.commit(name, None, a_record(), TERMS) is None
+        assert servers[1].ask("EXISTS", sequence_key("ss", name)) == 1
+
+
+async def test_commits_of_one_turn_wait_together(servers: tuple[RedisServer, RedisServer], store: RedisStore) -> None:
+    """One WAIT for all commits that leave together, and none for loads."""
+    before = _waits(servers[0])
+    names = [a_name() for _ in range(30)]
+    assert await asyncio.gather(*[store.commit(name, None, a_record(), TERMS) for name in names]) == [None] * 30
+    assert _waits(servers[0]) == before + 1
+    await asyncio.gather(*[store.load(name) for name in names])
+    assert _waits(servers[0]) == before + 1
+
+
+async def test_without_a_replica_commits_fail_and_loads_work(servers: tuple[RedisServer, RedisServer]) -> None:
+    """A replica that hangs: commits fail in time, may have taken effect, and a conflict is not told either."""
+    primary, replica = servers
+    store = RedisStore.from_url(primary.url, replicas_acked=1, timeout_s=1.0, connections=1)
+    name = a_name()
+    await store.commit(name, None, a_record(1), TERMS)
+    replica.signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(BOUND_S):
+            outcomes = await asyncio.gather(
+                store.commit(name, Position(1, 1), a_record(2), TERMS), store.load(a_name()), return_exceptions=True
+            )
+            assert isinstance(outcomes[0], StoreUnavailable)
+            assert "replicas" in outcomes[0].message
+            assert outcomes[1] is Absence.UNKNOWN
+            assert is_same((await found(store, name)).record, a_record(2))
+    finally:
+        replica.signal(signal.SIGCONT)
+    # Whoever repeats it is told what stands there; so does the next commit, once the replica has caught up.
+    assert is_same(told(await _in_the_end(store, name, Position(1, 1), 2)).record, a_record(2))
+    assert await store.commit(name, Position(1, 2), a_record(3), TERMS) is None
+    await store.close()
+
+
+async def _in_the_end(store: RedisStore, name: SequenceName, before: Position, step: int) -> Conflict | None:
+    async with asyncio.timeout(BOUND_S):
+        while True:
+            try:
+                return await store.commit(name, before, a_record(step), TERMS)
+            except StoreUnavailable:
+                continue
+
+
+async def test_more_replicas_than_there_are_stop_all_commits(servers: tuple[RedisServer, RedisServer]) -> None:
+    """Two are wanted and one is there: every commit is refused, by none of which the server is given up."""
+    store = RedisStore.from_url(servers[0].url, replicas_acked=2, timeout_s=0.4, connections=1)
+    for _ in range(7):
+        with pytest.raises(StoreUnavailable, match="replicas"):
+            await store.commit(a_name(), None, a_record(), TERMS)
+    assert await store.load(a_name()) is Absence.UNKNOWN
+    await store.close()
+
+
+async def test_a_user_who_may_not_wait_is_told(servers: tuple[RedisServer, RedisServer]) -> None:
+    """Without the right to WAIT commits are refused, and the error names the cause."""
+    servers[0].ask("ACL", "SETUSER", "app", "on", ">word", "~*", "+@all", "-wait")
+    url = servers[0].url.replace("unix://", "unix://app:word@")
+    store = RedisStore.from_url(url, replicas_acked=1)
+    with pytest.raises(StoreUnavailable, match="NOPERM"):
+        await store.commit(a_name(), None, a_record(), TERMS)
+    await store.close()
