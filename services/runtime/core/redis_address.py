@@ -84,8 +84,8 @@ def _parsed(text: str) -> RedisAddress:
     options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
     option = {name: values[0] for name, values in options.items() if len(values) == 1}
     scheme, _, kind = parts.scheme.partition("+")
-    if parts.fragment or len(option) != len(options) or scheme not in ("redis", "rediss", "unix"):
-        raise ValueError
+    _demand(not parts.fragment and len(option) == len(options))
+    _demand(parts.scheme == "unix" or scheme in ("redis", "rediss"))
     tls = scheme == "rediss"
     if parts.scheme == "unix":
         _demand(not hosts and len(parts.path) > 1 and option.keys() <= {"db"})
@@ -109,7 +109,7 @@ def _parsed(text: str) -> RedisAddress:
         _demand(not path)
         return RedisAddress(Topology.CLUSTER, _hosts(hosts, PORT), login, tls=tls)
     found = _hosts(hosts, PORT)
-    _demand(scheme != "unix" and not kind and len(found) == 1 and len(path) <= 1)
+    _demand(not kind and len(found) == 1 and len(path) <= 1)
     return RedisAddress(Topology.STANDALONE, found, login, tls=tls, database=_number(path[0]) if path else 0)
 
 
