@@ -139,7 +139,6 @@ class Link:
             # If the reply to a repeated start was the stored one, the server has not tied this call to its epoch:
             # whoever starts the sequence anew now would get our next step. To resume asks for that epoch.
             self.drop()
-            self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1)
         return response
 
     async def settle(self) -> None:

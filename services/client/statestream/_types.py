@@ -84,9 +84,9 @@ class StreamStats:
     """What was mended behind the back of a stream's user.
 
     Attributes:
-        reconnects: calls that took the place of one that had broken.
+        reconnects: calls that took the place of another, because it had broken or to make the server commit.
         replayed_steps: steps that were sent again although their replies had come.
-        losses: times that the store came back older than this client had been told.
+        losses: times that the store had come back older than this client had been told, and was fed again.
         go_aways: calls that a draining server ended.
     """
 

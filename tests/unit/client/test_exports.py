@@ -7,6 +7,8 @@ from pathlib import Path
 
 import statestream
 from statestream import errors
+from statestream._sentiment import AsyncSentimentPart, SentimentPart
+from statestream._sequences import AsyncSequences, Sequences
 
 PUBLIC = {
     "AsyncClient",
@@ -81,6 +83,22 @@ def test_every_task_has_its_part_on_both_clients() -> None:
             parts = [getattr(client, task) for client in (blocking, statestream.AsyncClient("127.0.0.1:1"))]
             one, other = ({name for name in dir(part) if not name.startswith("_")} for part in parts)
             assert one == other != set()
+
+
+def test_streams_and_clients_are_alike_blocking_and_for_asyncio() -> None:
+    """What one of them has the other has, by the same name and with the same arguments."""
+    for blocking, other in (
+        (statestream.Client, statestream.AsyncClient),
+        (statestream.SentimentStream, statestream.AsyncSentimentStream),
+        (SentimentPart, AsyncSentimentPart),
+        (Sequences, AsyncSequences),
+    ):
+        names = {name for name in dir(other) if not name.startswith("_")}
+        assert {name for name in dir(blocking) if not name.startswith("_")} == names
+        for name in names:
+            one, two = getattr(blocking, name), getattr(other, name)
+            if callable(one):
+                assert list(inspect.signature(one).parameters) == list(inspect.signature(two).parameters), name
 
 
 def test_client_imports_nothing_of_the_server() -> None:
