@@ -170,9 +170,13 @@ class Actor:
             self.world.is_done(self.sequence_id, self.steps + 1, ended=True)
 
     async def _steps(self, seat: Seat, stream: Stream) -> None:
+        before: bytes | None = b"" if stream.next_step == 0 else None
         while stream.next_step < self.steps:
             await self._pause()
-            await self._take(stream, stream.next_step)
+            update = await self._take(stream, stream.next_step)
+            if before is not None:
+                self.world.check(self.world.ledger.followed, self.sequence_id, before, update.chain)
+            before = update.chain
             self._may_vanish(seat)
             if self.kind == "sleeping" and self.sleeps_before == stream.next_step:
                 await self._sleep()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from services.runtime.state.types import Durability
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -71,6 +73,10 @@ class Faults:
         return lambda: world.start_again(fault.replica, replica, versions)
 
     def _clock(self, fault: Fault, replica: Replica) -> None:
+        for story in self._world.ledger.stories.values():
+            if story.durability is Durability.NONE:
+                # The store in a replica's own memory goes by the replica's clock.
+                story.excuses.add("SEQUENCE_EXPIRED")
         replica.node.skew_s += (fault.size - 0.5) * 10 ** (8 * fault.lasting_s % 5)
 
     def _part(self, fault: Fault, replica: Replica) -> Callable[[], None]:

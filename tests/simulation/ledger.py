@@ -126,6 +126,11 @@ class Ledger:
             story.lost_from, story.lost_to = 0, max(story.lost_to, found.record.position.step)
         story.excuses |= {reason, *LOSSES}
 
+    def followed(self, sequence_id: str, before: bytes, chain: bytes) -> None:
+        """The user of a stream has had two replies one after the other: the second goes on from the first."""
+        link = self._links[chain]
+        self._hold(link.before == before, f"{sequence_id} step {link.step}: not computed from the reply before it")
+
     def taken_up(self, sequence_id: str, told: Any, header: Any) -> None:
         """A stream that resumes was told where the sequence stands; `told` is the configuration it sent."""
         story = self.stories[sequence_id]
@@ -236,7 +241,9 @@ class Ledger:
         )
 
     def _check_digest(self, sequence_id: str, story: Story, chain: bytes, digest: bytes) -> None:
-        self._hold(story.digests.setdefault(digest, chain) == chain, f"{sequence_id}: two histories, one digest")
+        version = self._links[chain].version.encode()
+        known = story.digests.setdefault(version + digest, chain)
+        self._hold(known == chain, f"{sequence_id}: two histories, one digest")
 
     def _check_committed(self, sequence_id: str, story: Story, header: Any, chain: bytes) -> None:
         """What is told as committed stands in the store now, unless the store has lost it since."""

@@ -27,6 +27,8 @@ MENDED = {
     87: "a loss was not told to a client whose first attempt to resume had fenced the older record",
     98: "a repeated start, answered by another replica, was taken for a new start by its client",
     668: "a large reply that was computed again told its step as committed before it was",
+    101_779: "a stream that was fenced off went on in the new epoch after it had heard a stored reply",
+    103_502: "a reply that was computed again for a stream that was fenced off told the new epoch",
     191: "a head from before the end kept the reply to the last step from its client",
 }
 

@@ -329,9 +329,10 @@ class Sequences:
         record = decision.record
         if self._policy.confirms and record.durability is not Durability.NONE and self._heads.get(name) is None:
             await self._commits.commit(name, record.position, record)  # one that has moved on was confirmed by that
-        # Only who has started or resumed such a sequence may run ahead in its epoch.
-        shared = request.start or record.durability is not Durability.CHECKPOINT
-        epoch = record.position.epoch if shared else request.epoch
+        epoch = request.epoch  # a stream that was fenced off stays so, though it may still hear what was answered
+        if epoch is None and (request.start or record.durability is not Durability.CHECKPOINT):
+            # Only who has started or resumed a sequence may run ahead in its epoch.
+            epoch = record.position.epoch
         if isinstance(decision, Replay):
             return Taken(decision.stored.reply, epoch, decision.stored.step + 1)
         return Taken(await self._recompute(name, request, record, fold), epoch, record.position.step)
@@ -345,7 +346,7 @@ class Sequences:
             committed_step = None if record.durability is Durability.NONE else step
         context = StepContext(
             sequence_id=name.sequence_id,
-            position=Position(record.position.epoch, step),
+            position=Position(record.position.epoch if request.epoch is None else request.epoch, step),
             model=self._catalogue.pinned(record.model),
             durability=record.durability,
             end=request.end,
