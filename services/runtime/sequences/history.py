@@ -1,4 +1,4 @@
-"""What stands for all that a sequence was fed: a digest that each step extends (pure)."""
+"""What stands for a sequence's model and all that it was fed: a digest that each step extends (pure)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from services.runtime.core.ids import ModelId
     from services.runtime.state.types import Record
 
 HISTORY_BYTES = 16
 
 
-def extended(base: Record | None, digest: bytes) -> bytes:
-    """History after one more step, whose content has `digest`; empty where that before it is not known."""
+def extended(base: Record | None, digest: bytes, model: ModelId) -> bytes:
+    """History after one more step, whose content has `digest`; empty where that before it is not known.
+
+    It begins with the model: the same content fed to another version is another history.
+    """
     if base is not None and not base.history:
         return b""
-    return _link(base.history if base is not None else b"", digest)
+    return _link(base.history if base is not None else _link(b"", "\n".join(model).encode()), digest)
 
 
 def rewound(history: bytes, epoch: int) -> bytes:

@@ -302,7 +302,7 @@ class Sequences:
         base, position = run.base, run.position
         model = self._catalogue.pinned(base.model if base else request.model)
         durability = base.durability if base else request.durability
-        history = extended(base, request.digest)
+        history = extended(base, request.digest, model.model_id)
         context = StepContext(
             name.sequence_id, position, model, durability, request.end, run.replaces_live, committed_step, history
         )

@@ -59,8 +59,8 @@ class Record:
     """One sequence as a store keeps it.
 
     `carry` is None once the sequence has ended. `replies` are the most recent ones, oldest first. `history` stands for
-    the content of all steps so far, 16 bytes; empty where it is not known. `previous` is the carry before the latest
-    step where the reply to that step is too large to keep: it can be computed again.
+    the model and the content of all steps so far, 16 bytes; empty where it is not known. `previous` is the carry before
+    the latest step where the reply to that step is too large to keep: it can be computed again.
     """
 
     position: Position

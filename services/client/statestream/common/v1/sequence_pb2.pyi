@@ -189,8 +189,8 @@ class ReplyHeader(_message.Message):
     to be sent again. Otherwise somebody has rewound the sequence or started it anew.
     """
     history_digest: _builtins.bytes
-    """history_digest stands for the content of all steps up to this one, in their order, 16 bytes: two that are equal at
-    the same step have the same history. On the first response of a stream with resume: up to next_step - 1. Empty
+    """history_digest stands for the model version and the content of all steps up to this one, in their order, 16 bytes:
+    two that are equal at the same step have the same history. On the first response of a stream with resume: up to next_step - 1. Empty
     where it is not known: the sequence was written by a release that kept none.
     """
     @_builtins.property
