@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import uvloop
 from statestream import AsyncClient, Durability, RetryPolicy, errors
 
-from tests.chaos.log import Answer, Begun, Broken, Line, Reply, ToldLost, Totals, write
+from tests.chaos.ghost import Ghost
+from tests.chaos.log import Answer, Begun, Broken, Haunted, Line, Reply, ToldLost, Totals, write
 from tests.chaos.texts import Text
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ STEP_S_MAX = 3.0
 
 PATIENCE_S = 60.0
 """After so long a step, or the taking up of a sequence, has failed."""
+
+GHOST_SHARE = 0.5
+"""How many of the streams that are left stay open, and send once more when the sequence has gone on elsewhere."""
 
 AGAIN = (errors.Unavailable, errors.DeadlineExceeded, errors.CallCancelled, errors.CapacityExceeded)
 """What a user may answer with the same call again."""
@@ -95,6 +99,7 @@ class _User:
         self._text = Text(task.seed, stream, number)
         self._gaps = random.Random(f"gaps {task.seed}/{stream}/{number}")
         self._step = 0
+        self._ghost: Ghost | None = None
 
     async def read_text(self) -> None:
         """All steps of the sequence, on as many streams as its user changes to."""
@@ -117,6 +122,9 @@ class _User:
                 session += 1
         except errors.StatestreamError as error:
             self._tell(Broken(*self._id, self._step, time.monotonic(), f"{type(error).__name__} {error}"))
+        finally:
+            if self._ghost is not None:
+                await self._ghost.close()
 
     async def _take_up(self, stream: AsyncSentimentStream, session: int) -> bool:
         """One stream from its opening to its end; True if the sequence has ended."""
@@ -127,6 +135,9 @@ class _User:
             await stream.__aexit__(type(error), error, None)
             raise
         else:
+            if not ended and self._gaps.random() < GHOST_SHARE:
+                self._ghost = Ghost(stream)
+                return False
             # Leaving, the library has every step committed. Where that cannot be, the user still has the text.
             with contextlib.suppress(*AGAIN):
                 await stream.__aexit__(None, None, None)
@@ -150,6 +161,8 @@ class _User:
             self._step = step + 1
             if last:
                 return True
+            if self._ghost is not None:
+                await self._be_haunted(self._ghost, first=self._step == began + 1)
             if self._step > began + 1 and self._text.leaves_before(self._step):
                 return False
             await self._pause()
@@ -158,6 +171,14 @@ class _User:
         if piece or not last:
             return await stream.send(piece, end=last, timeout_s=STEP_S_MAX)
         return await stream.end(timeout_s=STEP_S_MAX)
+
+    async def _be_haunted(self, ghost: Ghost, *, first: bool) -> None:
+        """Once the sequence goes on elsewhere the ghost sends something, and a step later it is gone."""
+        if not first:
+            await ghost.close()
+            self._ghost = None
+        elif await ghost.send(self._gaps.choice([ghost.next_step, self._step])):
+            self._tell(Haunted(*self._id, self._step, time.monotonic()))
 
     async def _pause(self) -> None:
         try:

@@ -61,6 +61,15 @@ class ToldLost(NamedTuple):
     at: float
 
 
+class Haunted(NamedTuple):
+    """A stream that was left open has sent something, while the sequence went on to `step` on another."""
+
+    stream: int
+    number: int
+    step: int
+    at: float
+
+
 class Broken(NamedTuple):
     """The library gave up on a sequence, or the user on the library."""
 
@@ -80,8 +89,8 @@ class Totals(NamedTuple):
     go_aways: int
 
 
-Line = Reply | Begun | ToldLost | Broken | Totals
-_KINDS = {kind.__name__: kind for kind in (Reply, Begun, ToldLost, Broken, Totals)}
+Line = Reply | Begun | ToldLost | Haunted | Broken | Totals
+_KINDS = {kind.__name__: kind for kind in (Reply, Begun, ToldLost, Haunted, Broken, Totals)}
 
 
 def write(lines: Iterable[Line]) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.chaos.log import Line, Reply, ToldLost, Totals
+from tests.chaos.log import Haunted, Line, Reply, ToldLost, Totals
 from tests.chaos.plan import Kind
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Summary:
     go_aways: int
     store_losses_detected: int
     told_lost: int
+    haunted: int
     retaken: int
     losses: int
     duplicates: int
@@ -120,11 +121,12 @@ def summary(verdict: Verdict, lines: Iterable[Line], events: Sequence[Event], **
     """All figures together; `facts` are those of the campaign itself."""
     replies: list[Reply] = []
     totals = Totals(0, 0, 0, 0)
-    told_lost = 0
+    told_lost = haunted = 0
     for line in lines:
         if isinstance(line, Reply):
             replies.append(line)
         told_lost += isinstance(line, ToldLost)
+        haunted += isinstance(line, Haunted)
         if isinstance(line, Totals):
             totals = Totals(*map(sum, zip(totals, line, strict=True)))
     return Summary(
@@ -138,6 +140,7 @@ def summary(verdict: Verdict, lines: Iterable[Line], events: Sequence[Event], **
         go_aways=totals.go_aways,
         store_losses_detected=totals.losses,
         told_lost=told_lost,
+        haunted=haunted,
         retaken=verdict.retaken,
         losses=verdict.losses,
         duplicates=verdict.duplicates,
@@ -171,6 +174,7 @@ def page(told: Summary) -> str:
         "losses of the store, detected and made good": told.store_losses_detected,
         "of them told to a user who had left the stream": told.told_lost,
         "steps that a user took again after leaving": told.retaken,
+        "steps of other content, sent by streams left open": told.haunted,
         "losses": told.losses,
         "duplicates": told.duplicates,
         "answers that differ from the offline run": told.mismatches,

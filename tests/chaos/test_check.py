@@ -11,7 +11,7 @@ from models.sentiment.evaluate import ARTEFACT, Model
 from models.sentiment.features import words_of
 from tests.chaos.check import check
 from tests.chaos.faults import Event
-from tests.chaos.log import Answer, Begun, Broken, Reply, ToldLost, Totals, read, write
+from tests.chaos.log import Answer, Begun, Broken, Haunted, Reply, ToldLost, Totals, read, write
 from tests.chaos.oracle import Oracle
 from tests.chaos.plan import Kind
 from tests.chaos.report import page, spread, stalls, summary
@@ -116,7 +116,7 @@ def test_a_user_that_comes_back_may_take_steps_again() -> None:
 
 def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Every kind of line, with every bit of its numbers."""
-    lines = [*a_log(), Broken(1, 2, 3, 0.1, "why"), ToldLost(1, 2, 3, 4, 1 / 3)]
+    lines = [*a_log(), Broken(1, 2, 3, 0.1, "why"), ToldLost(1, 2, 3, 4, 1 / 3), Haunted(1, 2, 3, 1 / 7)]
     file = tmp_path / "log"
     file.write_text(write(lines))
     assert list(read([file])) == lines
