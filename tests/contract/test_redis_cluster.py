@@ -12,6 +12,7 @@ from redis.crc import key_slot
 
 from services.runtime.core.errors import StoreUnavailable
 from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis_check import RIGHTS, RIGHTS_CLUSTER
 from services.runtime.state.redis_connect import connect
 from services.runtime.state.redis_keys import sequence_key
 from services.runtime.state.redis_library import LIBRARY
@@ -129,8 +130,12 @@ async def test_what_goes_to_one_master_leaves_in_one_write(
     assert {int(master.node.rpartition(":")[2]) for master in await store._link.masters()} == owners
 
 
-async def test_a_sequence_goes_on_while_its_slot_moves(cluster: RedisCluster, store: RedisStore) -> None:
-    """ASK is followed for what has moved and for what is new, MOVED afterwards; also where functions are unknown."""
+@pytest.mark.parametrize("user", ["", "app:word@"])
+async def test_a_sequence_goes_on_while_its_slot_moves(cluster: RedisCluster, user: str) -> None:
+    """ASK is followed for what has moved, MOVED afterwards; also where functions are unknown, and with few rights."""
+    for node in cluster.nodes:
+        node.ask("ACL", "SETUSER", "app", "on", ">word", "~ss:*", *RIGHTS.split(), *RIGHTS_CLUSTER.split())
+    store = RedisStore.from_url(cluster.url.replace("://", f"://{user}"))
     name = a_name()
     slot, source = _slot(name), cluster.owner_of(name)
     target = _another(cluster, source)
@@ -152,6 +157,7 @@ async def test_a_sequence_goes_on_while_its_slot_moves(cluster: RedisCluster, st
     assert _errors(source, "MOVED") == moves + 1
     assert is_same((await found(store, name)).record, a_record(3))
     assert _errors(source, "MOVED") == moves + 1, "what was learnt is kept"
+    await store.close()
 
 
 async def test_servers_that_do_not_agree_cost_no_more_than_the_time_out(cluster: RedisCluster) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from services.runtime.core.errors import StoreUnavailable
 from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis_check import RIGHTS, RIGHTS_REPLICAS
 from services.runtime.state.redis_keys import sequence_key
 from services.runtime.state.types import Absence, Position
 from tests.contract.store_fixtures import found, told
@@ -34,7 +35,9 @@ def servers() -> Iterator[tuple[RedisServer, RedisServer]]:
     with ExitStack() as stack:
         primary = stack.enter_context(RedisServer("--repl-diskless-sync-delay", "0", port=free_port()))
         replica = stack.enter_context(RedisServer("--replicaof", f"127.0.0.1 {primary.port}"))
-        while b"state=online" not in primary.ask("INFO", "replication"):
+        # A replica counts as online before it follows: what is written to the one has to be seen in the other.
+        primary.ask("SET", "probe", "1")
+        while not replica.ask("EXISTS", "probe"):
             continue
         yield primary, replica
 
@@ -115,11 +118,13 @@ async def test_more_replicas_than_there_are_stop_all_commits(servers: tuple[Redi
     await store.close()
 
 
-async def test_a_user_who_may_not_wait_is_told(servers: tuple[RedisServer, RedisServer]) -> None:
-    """Without the right to WAIT commits are refused, and the error names the cause."""
-    servers[0].ask("ACL", "SETUSER", "app", "on", ">word", "~*", "+@all", "-wait")
+async def test_a_user_needs_the_right_to_wait(servers: tuple[RedisServer, RedisServer]) -> None:
+    """With the documented rights commits work; without the one to WAIT they are refused, and the error says so."""
     url = servers[0].url.replace("unix://", "unix://app:word@")
+    servers[0].ask("ACL", "SETUSER", "app", "on", ">word", "~ss:*", *RIGHTS.split(), *RIGHTS_REPLICAS.split())
     store = RedisStore.from_url(url, replicas_acked=1)
+    assert await store.commit(a_name(), None, a_record(), TERMS) is None
+    servers[0].ask("ACL", "SETUSER", "app", "-wait")
     with pytest.raises(StoreUnavailable, match="NOPERM"):
         await store.commit(a_name(), None, a_record(), TERMS)
     await store.close()

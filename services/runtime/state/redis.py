@@ -151,7 +151,7 @@ class RedisStore:
 
     async def check(self) -> list[Finding]:
         """What an operator should know about the server; made for `statestream doctor`. Raises nothing."""
-        return await findings(self._link)
+        return await findings(self._link, self)
 
     def _stored(self, name: SequenceName, found: object) -> Stored:
         data, position, expires_at_ms, expired, checkpoints = _checked(found)
