@@ -167,7 +167,8 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         content = piece.utf8 or piece.text.encode()
         step, end = piece.control.step, piece.control.end
         if step < len(found.replies):
-            if found.replies[step][:2] != (content, end):
+            # The first step is the same only with the key of its start.
+            if found.replies[step][:2] != (content, end) or (step == 0 and not start):
                 await abort(context, Fail(StatusCode.FAILED_PRECONDITION, "STEP_CONTENT_MISMATCH"))
             return found.replies[step].reply
         if found.ended:

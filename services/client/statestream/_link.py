@@ -22,6 +22,7 @@ from statestream.errors import (
     SequenceNotFound,
     StatestreamError,
     StepConflict,
+    StepOutOfOrder,
     Unavailable,
 )
 
@@ -85,6 +86,7 @@ class Link:
         self._told: tuple[int, int] | None = None
         self._call: Call | None = None
         self._calls = 0
+        self._unproven = False
         self._answered = False
 
     @property
@@ -134,7 +136,7 @@ class Link:
         self._check(header, pending.step)
         self._told_by(header)
         self.buffer.add(pending.request, pending.size, header.history_digest)
-        self.refused = False
+        self.refused = self._unproven = False
         if pending.step == 0 and self._calls > 1:
             # If the reply to a repeated start was the stored one, the server has not tied this call to its epoch:
             # whoever starts the sequence anew now would get our next step. To resume asks for that epoch.
@@ -195,14 +197,19 @@ class Link:
             self._start_over(error)
             return None
         try:
-            first = first_to_send(opening, self.buffer, ends=ends)
+            first = first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven)
         except StatestreamError as error:
             self.refused = True
             raise GiveUp(error) from error
         lost = opening.lost or (self._told is not None and opening.next_step <= self._told[1])
         self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1, losses=self.stats.losses + lost)
         self._stands(opening)
-        await self._replay(call, self.buffer.since(first))
+        try:
+            await self._replay(call, self.buffer.since(first))
+        except StepOutOfOrder:
+            # If that was the proof, the server keeps too few replies to give it.
+            self._unproven = opening.next_step > self.buffer.next_step
+            raise
         return call
 
     async def _ask(self) -> tuple[Call, ReplyHeader]:

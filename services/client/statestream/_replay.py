@@ -19,7 +19,7 @@ class ReplayBounds:
         steps_max: steps kept, committed ones included.
         bytes_max: size of their messages together. One step alone may be larger.
         slack_steps: committed steps that are kept all the same, within the two bounds: a store that comes back older
-            than it was is fed them again.
+            than it was is fed them again. The latest step is always kept.
 
     Steps that are not committed are never dropped: where they reach a bound, and the server cannot be made to commit
     them, sending raises `ReplayBufferFull`. A sequence of which nothing is ever committed (`Durability.NONE`) drops its
@@ -142,8 +142,10 @@ class ReplayBuffer:
             self._before = Spot(dropped.step + 1, dropped.digest)
 
     def _oldest_is_needed(self) -> bool:
+        if len(self._held) == 1:
+            return True
         within = len(self._held) <= self._bounds.steps_max and self._size <= self._bounds.bytes_max
         if self._committed is None:
-            return within or len(self._held) == 1
+            return within
         committed = len(self._held) - self.uncommitted
         return committed == 0 or (within and committed <= self._bounds.slack_steps)
