@@ -65,38 +65,44 @@ async def test_a_reply_says_that_a_replica_has_it(servers: tuple[RedisServer, Re
         assert servers[1].ask("EXISTS", sequence_key("ss", name)) == 1
 
 
-async def test_commits_of_one_turn_wait_together(servers: tuple[RedisServer, RedisServer], store: RedisStore) -> None:
-    """One WAIT for all commits that leave together, and none for loads."""
+async def test_calls_of_one_turn_wait_together(servers: tuple[RedisServer, RedisServer], store: RedisStore) -> None:
+    """One WAIT for all that leave together, commits or loads, and none for what tells of no sequence."""
     before = _waits(servers[0])
     names = [a_name() for _ in range(30)]
     assert await asyncio.gather(*[store.commit(name, None, a_record(), TERMS) for name in names]) == [None] * 30
     assert _waits(servers[0]) == before + 1
     await asyncio.gather(*[store.load(name) for name in names])
-    assert _waits(servers[0]) == before + 1
+    assert _waits(servers[0]) == before + 2
+    await asyncio.gather(store.ping(), store.names("t", "m"))
+    assert _waits(servers[0]) == before + 2
 
 
-async def test_without_a_replica_commits_fail_and_loads_work(servers: tuple[RedisServer, RedisServer]) -> None:
-    """A replica that hangs: commits fail in time, may have taken effect, and a conflict is not told either."""
+async def test_what_no_replica_has_is_not_told(servers: tuple[RedisServer, RedisServer]) -> None:
+    """A replica hangs: a commit fails, though it took effect, and neither a load nor a conflict tells of it."""
     primary, replica = servers
+    plain = RedisStore.from_url(primary.url)
     store = RedisStore.from_url(primary.url, replicas_acked=1, timeout_s=1.0, connections=1)
     name = a_name()
-    await store.commit(name, None, a_record(1), TERMS)
+    # The functions first, which takes a round trip more.
+    assert await plain.commit(name, None, a_record(1), TERMS) is None
+    assert await store.load(a_name()) is Absence.UNKNOWN
     replica.signal(signal.SIGSTOP)
     try:
         async with asyncio.timeout(BOUND_S):
-            outcomes = await asyncio.gather(
-                store.commit(name, Position(1, 1), a_record(2), TERMS), store.load(a_name()), return_exceptions=True
-            )
-            assert isinstance(outcomes[0], StoreUnavailable)
-            assert "replicas" in outcomes[0].message
-            assert outcomes[1] is Absence.UNKNOWN
-            assert is_same((await found(store, name)).record, a_record(2))
+            for call in (
+                lambda: store.commit(name, Position(1, 1), a_record(2), TERMS),
+                lambda: store.load(name),
+                lambda: store.commit(name, Position(1, 1), a_record(2, fill=1), TERMS),
+            ):
+                with pytest.raises(StoreUnavailable, match="replicas"):
+                    await call()
+            assert is_same((await found(plain, name)).record, a_record(2))
     finally:
         replica.signal(signal.SIGCONT)
-    # Whoever repeats it is told what stands there; so does the next commit, once the replica has caught up.
+    # Once the replica has caught up whoever repeats it is told what stands there.
     assert is_same(told(await _in_the_end(store, name, Position(1, 1), 2)).record, a_record(2))
     assert await store.commit(name, Position(1, 2), a_record(3), TERMS) is None
-    await store.close()
+    await asyncio.gather(plain.close(), store.close())
 
 
 async def _in_the_end(store: RedisStore, name: SequenceName, before: Position, step: int) -> Conflict | None:
@@ -108,13 +114,13 @@ async def _in_the_end(store: RedisStore, name: SequenceName, before: Position, s
                 continue
 
 
-async def test_more_replicas_than_there_are_stop_all_commits(servers: tuple[RedisServer, RedisServer]) -> None:
+async def test_more_replicas_than_there_are_stop_all_steps(servers: tuple[RedisServer, RedisServer]) -> None:
     """Two are wanted and one is there: every commit is refused, by none of which the server is given up."""
     store = RedisStore.from_url(servers[0].url, replicas_acked=2, timeout_s=0.4, connections=1)
     for _ in range(7):
         with pytest.raises(StoreUnavailable, match="replicas"):
             await store.commit(a_name(), None, a_record(), TERMS)
-    assert await store.load(a_name()) is Absence.UNKNOWN
+    await store.ping()
     await store.close()
 
 

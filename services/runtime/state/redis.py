@@ -76,7 +76,7 @@ class RedisStore:
     async def load(self, name: SequenceName) -> Stored | Absence:
         """See `StateStore`."""
         key = sequence_key(self._prefix, name)
-        call = self._link.call(b"%b$%d\r\n%b\r\n" % (self._library.load, len(key), key), key=key)
+        call = self._link.call(b"%b$%d\r\n%b\r\n" % (self._library.load, len(key), key), key=key, acked=True)
         found = await call.reply
         return Absence.UNKNOWN if found is None else self._stored(name, found)
 
@@ -109,7 +109,7 @@ class RedisStore:
             _numbers(keep, terms),
             len(data),
         )
-        call = self._link.call(head, data, b"\r\n", key=key, writes=True)
+        call = self._link.call(head, data, b"\r\n", key=key, acked=True)
         found = await call.reply
         if found == 1:
             return None

@@ -27,8 +27,8 @@ RIGHTS: Final = (
 RIGHTS_CLUSTER: Final = "+cluster|slots +asking"
 """What a cluster takes besides."""
 
-RIGHTS_REPLICAS: Final = "+wait"
-"""What commits that wait for replicas take besides."""
+RIGHTS_REPLICAS: Final = "+wait +publish &statestream"
+"""What it takes besides to wait for replicas."""
 
 RIGHTS_DOCTOR: Final = "+config|get +cluster|info"
 """What the doctor looks at besides."""

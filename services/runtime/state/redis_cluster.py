@@ -41,8 +41,8 @@ class _RoutedCall(Call):
 
     __slots__ = ("asking", "cluster", "deadline", "redirects", "slot", "timer")
 
-    def __init__(self, cluster: ClusterLink, slot: int, pieces: tuple[bytes, ...], *, writes: bool) -> None:
-        super().__init__(pieces, asyncio.get_running_loop().create_future(), writes=writes)
+    def __init__(self, cluster: ClusterLink, slot: int, pieces: tuple[bytes, ...], *, acked: bool) -> None:
+        super().__init__(pieces, asyncio.get_running_loop().create_future(), acked=acked)
         self.cluster = cluster
         self.slot = slot
         self.asking = False
@@ -83,12 +83,12 @@ class ClusterLink:
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def call(self, *pieces: bytes, key: bytes | None = None, writes: bool = False) -> Call:
+    def call(self, *pieces: bytes, key: bytes | None = None, acked: bool = False) -> Call:
         """See `StoreLink`. Without a key it goes to whoever owns the first slot."""
         if self._closed:
             raise _closed()
         slot = 0 if key is None else key_slot(key)
-        call = _RoutedCall(self, slot, pieces, writes=writes)
+        call = _RoutedCall(self, slot, pieces, acked=acked)
         owner = self._owners[slot]
         if owner is None:
             call.deadline = asyncio.get_running_loop().time() + self._timeout_s

@@ -15,29 +15,34 @@ from services.runtime.state.redis_errors import ALREADY_THERE, code_of, is_refus
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-_ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
-
-_WAIT_SHARE: Final = 0.5
-"""Share of the time left that WAIT may take: its answer, up to 0.1 s late, has to be back in time."""
-
 
 def packed(*arguments: bytes) -> bytes:
     """A command as the server reads it."""
     return b"*%d\r\n" % len(arguments) + b"".join([b"$%d\r\n%b\r\n" % (len(each), each) for each in arguments])
 
 
+_ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
+
+_MARK: Final = packed(b"PUBLISH", b"statestream", b"")
+"""Goes to the replicas and changes nothing. WAIT looks back to the last such command of its own connection: behind a
+load it would wait for nothing, and what others have written would not count."""
+
+_WAIT_SHARE: Final = 0.5
+"""Share of the time left that WAIT may take: its answer, up to 0.1 s late, has to be back in time."""
+
+
 class Call:
     """One command on its way. `repeated`: it was sent twice, and the first may have had its effect."""
 
-    __slots__ = ("pieces", "repeated", "reply", "writes")
+    __slots__ = ("acked", "pieces", "repeated", "reply")
 
     asking: bool = False
     """True where the server has to be told that it is asked for a slot that it does not own yet."""
 
-    def __init__(self, pieces: tuple[bytes, ...], reply: asyncio.Future[Any], *, writes: bool) -> None:
+    def __init__(self, pieces: tuple[bytes, ...], reply: asyncio.Future[Any], *, acked: bool) -> None:
         self.pieces = pieces
         self.reply = reply
-        self.writes = writes
+        self.acked = acked
         self.repeated = False
 
     def answer(self, reply: object) -> None:
@@ -58,8 +63,9 @@ class Call:
 class Line:
     """A connection of redis-py's. `left` are the calls of the latest `converse` that are still its own to end.
 
-    With `replicas_acked` above 0 the replies to calls that write are held back until so many replicas have what was
-    written; where they do not, the calls fail although they may have taken effect.
+    With `replicas_acked` above 0 the replies to calls that are to be acked are held back until so many replicas have
+    all that was written before. Where they do not the calls fail, although they may have taken effect. That goes for
+    those that wrote nothing, too: whoever repeats a step must not be told what is less certain than the first reply.
     """
 
     __slots__ = ("_connection", "_library", "_replicas_acked", "_transport", "left")
@@ -125,10 +131,10 @@ class Line:
     async def _round(self, calls: list[Call], deadline: float) -> list[Call]:
         """Sends `calls`, hands out the replies, and returns those whose function the server does not know."""
         await self._open()
-        waits = self._replicas_acked > 0 and any(call.writes for call in calls)
+        waits = self._replicas_acked > 0 and any(call.acked for call in calls)
         pieces = [piece for call in calls for piece in ((_ASKING, *call.pieces) if call.asking else call.pieces)]
         if waits:
-            pieces.append(self._wait(deadline))
+            pieces += (_MARK, self._wait(deadline))
         await self._send(pieces)
         refused: list[tuple[Call, ResponseError]] = []
         held: list[tuple[Call, object]] = []
@@ -138,7 +144,7 @@ class Line:
             except ResponseError as error:
                 refused.append((call, error))
                 continue
-            if waits and call.writes:
+            if waits and call.acked:
                 held.append((call, reply))
             else:
                 call.answer(reply)
@@ -165,12 +171,17 @@ class Line:
     async def _release(self, held: list[tuple[Call, object]]) -> None:
         """Reads how many replicas have what was written, and ends those that waited for it."""
         failure: StatestreamError | None = None
-        try:
-            acked = await self._read()
-            if not isinstance(acked, int) or acked < self._replicas_acked:
-                failure = StoreUnavailable("too few replicas of the state store have what was written")
-        except ResponseError as error:
-            failure = told(error)
+        refused: list[ResponseError] = []
+        acked: object = None
+        for _ in (_MARK, "WAIT"):
+            try:
+                acked = await self._read()
+            except ResponseError as error:
+                refused.append(error)
+        if refused:
+            failure = told(refused[0])
+        elif not isinstance(acked, int) or acked < self._replicas_acked:
+            failure = StoreUnavailable("too few replicas of the state store have what was written")
         for call, reply in held:
             if failure is not None:
                 call.fail(failure)

@@ -34,11 +34,11 @@ _PING: Final = packed(b"PING")
 class StoreLink(Protocol):
     """What a `RedisStore` asks of its way to Redis, be it to one server or to many."""
 
-    def call(self, *pieces: bytes, key: bytes | None = None, writes: bool = False) -> Call:
+    def call(self, *pieces: bytes, key: bytes | None = None, acked: bool = False) -> Call:
         """Sends a packed command, given in one or more pieces, with all others of this turn of the loop.
 
-        `key` says which server is meant where there are several; without one any will do. `writes` says that the
-        command may change something: its reply then waits for as many replicas as are configured.
+        `key` says which server is meant where there are several; without one any will do. The reply to one that is
+        to be `acked` comes when as many replicas as are configured have everything that it tells of.
 
         The `reply` of what is returned is there within the time-out, or fails with `StoreUnavailable`; it may be
         cancelled at any time.
@@ -76,8 +76,8 @@ class RedisLink:
     """Sends commands to one server over a few connections and hands each its own reply.
 
     `library` is the text of the functions that the commands call; it is loaded whenever the server does not know them:
-    the first time, after a fail-over to a bare server, after FUNCTION FLUSH. Calls that write wait for `replicas_acked`
-    replicas to have what was written. `node` names the server in the log; `exposed` says that what is sent there could
+    the first time, after a fail-over to a bare server, after FUNCTION FLUSH. Calls that are to be acked wait for
+    `replicas_acked` replicas. `node` names the server in the log; `exposed` says that what is sent there could
     be read on its way. A server that fails for a while is given up for now, see `Breaker`.
     """
 
@@ -107,9 +107,9 @@ class RedisLink:
         self._exchanges: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def call(self, *pieces: bytes, key: bytes | None = None, writes: bool = False) -> Call:  # noqa: ARG002
+    def call(self, *pieces: bytes, key: bytes | None = None, acked: bool = False) -> Call:  # noqa: ARG002
         """See `StoreLink`."""
-        call = Call(pieces, asyncio.get_running_loop().create_future(), writes=writes)
+        call = Call(pieces, asyncio.get_running_loop().create_future(), acked=acked)
         self.submit(call)
         return call
 
@@ -168,7 +168,7 @@ class RedisLink:
         return StoreUnavailable("the state store is overloaded")
 
     def _probe(self) -> asyncio.Future[object]:
-        call = Call((_PING,), asyncio.get_running_loop().create_future(), writes=False)
+        call = Call((_PING,), asyncio.get_running_loop().create_future(), acked=False)
         self._add(call)
         return call.reply
 
