@@ -207,9 +207,12 @@ class Link:
         try:
             await self._replay(call, self.buffer.since(first))
         except StepOutOfOrder:
-            # If that was the proof, the server keeps too few replies to give it.
-            self._unproven = opening.next_step > self.buffer.next_step
-            raise
+            if self._unproven or opening.next_step <= self.buffer.next_step:
+                raise
+            # The server keeps too few replies to prove anything: its word has to do.
+            self._unproven = True
+            self.drop()
+            return await self._resume(ends=ends)
         return call
 
     async def _ask(self) -> tuple[Call, ReplyHeader]:

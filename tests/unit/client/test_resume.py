@@ -85,13 +85,14 @@ async def test_the_first_step_proves_nothing(client: AsyncClient, fake: FakeSent
 
 
 async def test_a_server_that_keeps_few_replies_is_taken_at_its_word(
-    stream: AsyncSentimentStream, fake: FakeSentiment
+    stream: AsyncSentimentStream, fake: FakeSentiment, time: FakeTime
 ) -> None:
-    """Where the reply to the step before is not kept any more, the one to the step itself has to do."""
+    """Where the reply to the step before is not kept any more, the one to the step itself has to do, at once."""
     fake.faults.extend([REPLY_LOST, Fail(StatusCode.FAILED_PRECONDITION, "STEP_OUT_OF_ORDER")])
     assert (await stream.send(WORDS[4])).sentiment.word_count == 5
     assert fake.store["s"].text == text(5)
     assert fake.steps == [0, 1, 2, 3, 4, 3, 4]
+    assert len(time.slept) == 1
     fake.faults.append(REPLY_LOST)
     await stream.send(WORDS[5])
     assert fake.steps[7:] == [5, 4, 5]

@@ -70,6 +70,8 @@ class SequenceConfig(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     COMMITTED_STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    HISTORY_DIGEST_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """sequence_id is the client's name for the sequence: 1 to 128 characters, unique among the caller's sequences of this
     model. Empty: the server makes one, the sequence is started, and half-closing the stream ends it.
@@ -97,6 +99,12 @@ class SequenceConfig(_message.Message):
     """
     epoch: _builtins.int
     """epoch that came with that committed_step; counts only with it."""
+    next_step: _builtins.int
+    """next_step is the number of the first step that the client has no reply to; counts only with history_digest."""
+    history_digest: _builtins.bytes
+    """history_digest that came with the reply to step next_step - 1; counts only with resume. Where the sequence is known
+    to have gone another way since, the stream is refused with STEP_CONFLICT, and who is on the sequence stays on it.
+    """
     def __init__(
         self,
         *,
@@ -108,10 +116,12 @@ class SequenceConfig(_message.Message):
         resume: _builtins.bool = ...,
         committed_step: _builtins.int | None = ...,
         epoch: _builtins.int = ...,
+        next_step: _builtins.int = ...,
+        history_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step", "durability", b"durability", "epoch", b"epoch", "model_version", b"model_version", "resume", b"resume", "sequence_id", b"sequence_id", "start", b"start", "start_key", b"start_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "committed_step", b"committed_step", "durability", b"durability", "epoch", b"epoch", "history_digest", b"history_digest", "model_version", b"model_version", "next_step", b"next_step", "resume", b"resume", "sequence_id", b"sequence_id", "start", b"start", "start_key", b"start_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__committed_step: _TypeAlias = _typing.Literal["committed_step"]  # noqa: Y015
     _WhichOneofArgType__committed_step: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step"]  # noqa: Y015
