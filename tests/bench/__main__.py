@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,6 @@ from statistics import median
 from typing import NamedTuple
 
 import grpc
-import onnxruntime
 import uvloop
 
 from models.common.manifest import load_manifest
@@ -25,6 +22,7 @@ from services.runtime.model.session import OnnxModel
 from tests.bench import durability, profile
 from tests.bench.measured import Served, process, under_load
 from tests.bench.raw import raw_steps, redis_commits
+from tests.kit.machine import machine
 from tests.kit.processes import serving
 from tests.kit.redis_server import RedisServer
 
@@ -93,16 +91,6 @@ def table(floors: dict[tuple[int, int], Floors], served: dict[tuple[int, int], S
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """Where the figures come from."""
-    info = Path("/proc/cpuinfo").read_text()
-    cpu = next(
-        (line.partition(":")[2].strip() for line in info.splitlines() if "model name" in line), platform.machine()
-    )
-    versions = f"Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, grpcio {grpc.__version__}"
-    return f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores of {cpu}, {versions}. Clients on the same machine."
-
-
 def main() -> None:
     """Measures everything and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,7 +108,7 @@ def main() -> None:
     figures = "\n\n".join(
         [
             BEGIN,
-            machine(),
+            f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Clients on the same machine.",
             "Memory store, durability STEP:",
             table(floors, memory, redis=False),
             "Redis store, durability STEP (every reply committed first):",

@@ -20,6 +20,7 @@ from tests.chaos.network import partitions
 from tests.chaos.oracle import Oracle
 from tests.chaos.plan import draw
 from tests.chaos.report import Summary, summary
+from tests.kit.machine import machine
 from tests.kit.redis_group import RedisGroup
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Campaign:
         self._events: list[Event] = []
         self._zero = time.monotonic()
         self._partitions: Partitions = partitions()
+        self._redis_version = ""
 
     async def run(self) -> Summary:
         """The verdict; whatever was started has ended by then, also where this raises.
@@ -74,6 +76,7 @@ class Campaign:
             group = RedisGroup()
             stack.callback(group.close)
             await asyncio.to_thread(group.start)
+            self._redis_version = group.servers[0].query("INFO", "server")["redis_version"]
             fleet = await stack.enter_async_context(Fleet(options.servers, group, self._folder))
             loads = [await self._load(stack, fleet, number) for number in range(LOADS)]
             self._say(f"{options.servers} servers serve {options.streams} streams; partitions: {self._partitions.name}")
@@ -142,6 +145,7 @@ class Campaign:
             durability=options.durability,
             servers=options.servers,
             partitions_by=self._partitions.name,
+            machine=f"{machine()}, Redis {self._redis_version}",
         )
 
     def _happened(self, event: Event) -> None:

@@ -59,6 +59,7 @@ class Summary:
     durability: str
     servers: int
     partitions_by: str
+    machine: str
     sequences: int
     steps: int
     kills: int
@@ -158,6 +159,7 @@ def page(told: Summary) -> str:
     """The summary as a table in Markdown, with the problems after it."""
     faults = ", ".join(f"{count} x {kind}" for kind, count in sorted(told.faults.items()))
     rows = {
+        "machine": told.machine,
         "seed": told.seed,
         "seconds": told.seconds,
         "streams live at any time": told.streams,

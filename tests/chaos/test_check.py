@@ -164,7 +164,9 @@ def test_quantiles_are_values_that_occurred() -> None:
 def test_the_page_tells_what_was_wrong() -> None:
     """Figures are summed up, and a problem is on the page."""
     lines = [*a_log()[:3], Totals(1, 2, 3, 4), Totals(10, 20, 30, 40)]
-    facts = {"seed": 1, "seconds": 2.0, "streams": 1, "durability": "step", "servers": 2, "partitions_by": "links"}
+    facts = {"seed": 1, "seconds": 2.0, "streams": 1, "durability": "step", "servers": 2, "partitions_by": "links"} | {
+        "machine": "one"
+    }
     made = summary(told(lines), lines, [Event(Kind.KILL_ALL, [0, 1], 1.0, 2.0)], **facts)
     assert (made.good, made.kills, made.reconnects, made.replayed_steps) == (False, 2, 11, 22)
     assert (made.store_losses_detected, made.go_aways) == (33, 44)
