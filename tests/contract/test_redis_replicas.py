@@ -116,8 +116,8 @@ async def _in_the_end(store: RedisStore, name: SequenceName, before: Position, s
 
 async def test_more_replicas_than_there_are_stop_all_steps(servers: tuple[RedisServer, RedisServer]) -> None:
     """Two are wanted and one is there: every commit is refused, by none of which the server is given up."""
-    store = RedisStore.from_url(servers[0].url, replicas_acked=2, timeout_s=0.4, connections=1)
-    for _ in range(7):
+    store = RedisStore.from_url(servers[0].url, replicas_acked=2, timeout_s=1.0, connections=1)
+    for _ in range(6):
         with pytest.raises(StoreUnavailable, match="replicas"):
             await store.commit(a_name(), None, a_record(), TERMS)
     await store.ping()
