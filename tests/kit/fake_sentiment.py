@@ -34,6 +34,7 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         texts: of every `Classify`.
         seconds_left: to every `Classify` when it arrived.
         clean_ends: streams that were closed, not cancelled, by the client.
+        knows_histories: refuses to resume a sequence that has gone another way than its client says.
         serving: what health says.
         silent: set when a call has come upon `Silence`.
     """
@@ -49,6 +50,7 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         self.texts: list[list[str]] = []
         self.seconds_left: list[float] = []
         self.clean_ends = 0
+        self.knows_histories = False
         self.serving = True
         self.silent = asyncio.Event()
 
@@ -125,6 +127,9 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         if found.head_of is not self:
             found.roll_back(found.committed)
         next_step = len(found.replies)
+        known = self.knows_histories and config.history_digest and config.next_step <= next_step
+        if known and found.digest(config.next_step) != config.history_digest:
+            await abort(context, Fail(StatusCode.ABORTED, "STEP_CONFLICT"))
         lost = config.HasField("committed_step") and next_step - 1 < config.committed_step
         if not found.ended:
             found.epoch = max(found.epoch, config.epoch) + 1

@@ -196,6 +196,10 @@ class Link:
         except SequenceNotFound as error:
             self._start_over(error)
             return None
+        except StepConflict as error:
+            # The server was told which history the sequence has here, and knows that it went another way.
+            self.refused = True
+            raise GiveUp(error) from error
         try:
             first = first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven)
         except StatestreamError as error:
@@ -219,7 +223,14 @@ class Link:
         """A new call that resumes, and the header of its first response."""
         call = self._open()
         epoch, committed_step = self._told or (0, None)
-        config = SequenceConfig(sequence_id=self._sequence_id, resume=True, committed_step=committed_step, epoch=epoch)
+        config = SequenceConfig(
+            sequence_id=self._sequence_id,
+            resume=True,
+            committed_step=committed_step,
+            epoch=epoch,
+            next_step=self.buffer.next_step,
+            history_digest=self.buffer.digest_before(self.buffer.next_step),
+        )
         await _write(call, self._wire.config(config))
         return call, self._wire.header(await self._read(call))
 

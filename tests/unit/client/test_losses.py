@@ -180,6 +180,21 @@ async def test_a_rival_with_the_same_next_step_is_noticed(stream: AsyncSentiment
     assert fake.store["s"].text == b"w0 w1 other w3 w4 "
 
 
+async def test_a_server_that_knows_of_a_rival_is_asked_once(
+    client: AsyncClient, fake: FakeSentiment, time: FakeTime
+) -> None:
+    """It refuses to resume: the rival stays on the sequence, and asking again would change nothing."""
+    fake.knows_histories = True
+    async with client.sentiment.stream("s") as stream, client.sentiment.stream("s") as rival:
+        await stream.send(WORDS[0])
+        await rival.send(WORDS[0])
+        with pytest.raises(errors.StepConflict):
+            await stream.send(WORDS[1])
+        assert len(time.slept) == 1
+        await rival.send(WORDS[1])
+        assert rival.stats.reconnects == 0
+
+
 async def test_another_history_is_noticed_while_it_replays(stream: AsyncSentimentStream, fake: FakeSentiment) -> None:
     """A server that answers a repeated step with another history does not have this sequence."""
     fake.faults.append(DIES)
