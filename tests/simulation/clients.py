@@ -85,6 +85,7 @@ class Actor:
     def __init__(self, world: World, number: int, kind: str) -> None:
         plan = world.plan
         self.world = world
+        self.number = number
         self.kind = kind
         self.name = f"client-{number}"
         self.rng = random.Random(f"client {plan.seed} {number}")

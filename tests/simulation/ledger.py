@@ -69,7 +69,20 @@ class Ledger:
         self._links: dict[bytes, Link] = {}
         self._totals: dict[bytes, np.float32] = {b"": np.float32(0)}
         self.stories: dict[str, Story] = {}
+        self._nameless: dict[str, Story] = {}
         self.replies = 0
+
+    def adopt(self, sequence_id: str, story: Story) -> None:
+        """A client has learnt the name of its sequence, to which things may have happened already."""
+        early = self._nameless.pop(sequence_id, None)
+        if early is not None:
+            story.lost_from, story.lost_to = early.lost_from, early.lost_to
+            story.excuses |= early.excuses
+        self.stories[sequence_id] = story
+
+    def _story(self, name: SequenceName) -> Story:
+        found = self.stories.get(name.sequence_id)
+        return found or self._nameless.setdefault(name.sequence_id, Story(Durability.STEP, own=None))
 
     # ---- what the engine computes
 
@@ -85,12 +98,11 @@ class Ledger:
             now = self._store.peek(name)
             if not isinstance(was, Stored) or (isinstance(now, Stored) and now.record.position == was.record.position):
                 continue
-            story = self.stories.get(name.sequence_id)
-            if story is not None:
-                left = now.record.position.step if isinstance(now, Stored) else 0
-                story.lost_from = left if story.lost_from is None else min(story.lost_from, left)
-                story.lost_to = max(story.lost_to, was.record.position.step)
-                story.excuses |= LOSSES
+            story = self._story(name)
+            left = now.record.position.step if isinstance(now, Stored) else 0
+            story.lost_from = left if story.lost_from is None else min(story.lost_from, left)
+            story.lost_to = max(story.lost_to, was.record.position.step)
+            story.excuses |= LOSSES
 
     # ---- what clients are told
 
@@ -120,16 +132,18 @@ class Ledger:
 
     def spoilt(self, name: SequenceName, reason: str) -> None:
         """The store has lost one sequence whole."""
-        story = self.stories[name.sequence_id]
-        found = self._store.peek(name)
+        story, found = self._story(name), self._store.peek(name)
         if isinstance(found, Stored):
             story.lost_from, story.lost_to = 0, max(story.lost_to, found.record.position.step)
         story.excuses |= {reason, *LOSSES}
 
     def followed(self, sequence_id: str, before: bytes, chain: bytes) -> None:
         """The user of a stream has had two replies one after the other: the second goes on from the first."""
-        link = self._links[chain]
-        self._hold(link.before == before, f"{sequence_id} step {link.step}: not computed from the reply before it")
+        link, story = self._links[chain], self.stories[sequence_id]
+        self._hold(
+            link.before == before or story.own is None,
+            f"{sequence_id} step {link.step}: not computed from the reply before it",
+        )
 
     def taken_up(self, sequence_id: str, told: Any, header: Any) -> None:
         """A stream that resumes was told where the sequence stands; `told` is the configuration it sent."""

@@ -20,6 +20,8 @@ CLIENTS = {
     "none": 1,
     "meddled": 2,
     "sleeping": 1,
+    "plain": 2,
+    "careless": 1,
 }
 
 
@@ -99,6 +101,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> Plan:
         heads_max=rng.choice((2, 100)),
         checkpoints_kept=rng.choice((0, 2)),
         checkpoint_steps=rng.choice((1, 3)),
+        confirms=rng.random() < 0.3,
     )
     plan = Plan(
         seed=seed,

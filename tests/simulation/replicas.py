@@ -12,6 +12,7 @@ from services.runtime.engine.served import Catalogue
 from services.runtime.sequences.copies import Stores
 from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
+from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
 from services.runtime.transport import lifecycle
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 DRAIN_S = 2.0
+SNAPSHOTS = SnapshotFormat(b"a key")
 
 
 class SlowExecutor(Executor):
@@ -93,7 +95,7 @@ class Replica:
             METHOD, lambda requests, context: serve_stream(task, runtime, requests, context), Request.FromString
         )
         stores = Stores(self.link, local)
-        self.lifecycle = Lifecycle(self.sequences, stores, catalogue, None, node, NoEvents())
+        self.lifecycle = Lifecycle(self.sequences, stores, catalogue, SNAPSHOTS, node, NoEvents())
         servicer = lifecycle.LifecycleServicer(self.lifecycle)
         lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(servicer, cast("Any", self.server))
         self.gate.open()

@@ -24,6 +24,7 @@ from tests.kit.virtual_time import VirtualTimeLoop
 from tests.simulation.clients import Actor
 from tests.simulation.faults import Faults
 from tests.simulation.ledger import Ledger, Violation, is_told
+from tests.simulation.plain import Careless, Plain
 from tests.simulation.plan import draw
 from tests.simulation.replicas import Replica
 from tests.simulation.rivals import Fighter, Meddled
@@ -157,9 +158,8 @@ class World:
             self.network.servers.remove(replica.server)
 
     def _actor(self, number: int, kind: str) -> Actor:
-        if kind == "fighting":
-            return Fighter(self, number, twin=self.rng.random() < 0.3)
-        return Meddled(self, number) if kind == "meddled" else Actor(self, number, kind)
+        kinds = {"fighting": Fighter, "meddled": Meddled, "plain": Plain, "careless": Careless}
+        return kinds[kind](self, number) if kind in kinds else Actor(self, number, kind)
 
     def _started(self, name: str, versions: tuple[str, ...]) -> Replica:
         replica = Replica(self, name, versions)
