@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import prometheus_client
 import pytest
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from services.runtime.core.errors import CapacityExceeded, StoreUnavailable
 from services.runtime.observability.metrics import Metrics
+from services.runtime.state.redis_errors import RefusedError
 from services.runtime.state.redis_line import packed
 from tests.kit.redis_fake import FakeRedis, pause
 from tests.kit.virtual_time import VirtualTimeLoop, run_virtual
@@ -160,16 +161,25 @@ def test_failures_that_are_not_in_a_row_do_not_open_it() -> None:
     _run(main())
 
 
-def test_what_a_server_refuses_does_not_open_it() -> None:
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (OutOfMemoryError("no room"), CapacityExceeded),
+        (NoPermissionError("not yours"), RefusedError),
+        # Nor does it take the functions.
+        (ResponseError("ERR Function not found"), RefusedError),
+    ],
+)
+def test_what_a_server_refuses_does_not_open_it(reply: ResponseError, told: type[Exception]) -> None:
     """An error in reply to a command is an answer: a full server is not a dead one."""
 
     async def main() -> None:
         metrics = Metrics(prometheus_client.CollectorRegistry())
         server = FakeRedis()
-        server.reply = OutOfMemoryError("no room")
+        server.reply = reply
         link = server.link(events=metrics)
         for _ in range(20):
-            with pytest.raises(CapacityExceeded):
+            with pytest.raises(told):
                 await link.call(PING).reply
         assert _open(metrics) == 0
         await link.close()

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from services.runtime.core.errors import StoreUnavailable
 from services.runtime.state.redis_line import packed
@@ -89,6 +90,25 @@ def test_connections_are_bounded() -> None:
         assert await asyncio.gather(*replies) == [b"PONG"] * 10
         assert len(server.connects) == 3
         assert [count for _, count in server.writes] == [1, 1, 1, 7]
+        await link.close()
+
+    _run(main())
+
+
+def test_a_server_that_takes_no_writes_is_looked_up_again() -> None:
+    """READONLY: its name may lead to another server by now, so the next call connects anew; other errors do not."""
+
+    async def main() -> None:
+        server = FakeRedis()
+        link = server.link()
+        for reply, connects in ((ResponseError("ERR no"), 1), (ReadOnlyError("no"), 1), (b"PONG", 2)):
+            server.reply = reply
+            if isinstance(reply, Exception):
+                with pytest.raises(StoreUnavailable):
+                    await link.call(PING).reply
+            else:
+                assert await link.call(PING).reply == reply
+            assert len(server.connects) == connects
         await link.close()
 
     _run(main())
