@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from services.runtime.state.redis_link import Call, RedisLink
 
 BEFORE_CHECKPOINTS = Path(__file__).with_name("golden") / "sequences_before_checkpoints.lua"
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 @pytest.fixture
@@ -254,22 +252,6 @@ async def test_a_full_server_makes_no_checkpoint_and_drops_them_all(
     assert await kept(store, name) == (1, 2)
     assert await store.commit(name, Position(1, 3), a_record(4, ended=True), TERMS) is None
     assert await kept(store, name) == ()
-
-
-async def test_the_rights_in_the_manual_are_enough(server: RedisServer, raw: redis.asyncio.Redis) -> None:
-    """A user with those of docs/operations.md, and no other, can do all that the store does."""
-    rights = re.search(r"`(\+fcall [^`]*)` on `ss:\*`", OPERATIONS.read_text())
-    assert rights
-    rules = ["-@all", *rights[1].split()]
-    await raw.execute_command("ACL", "SETUSER", "app", "on", ">word", "~ss:*", *rules)
-    store = RedisStore.from_url(server.url.replace("unix://", "unix://app:word@"))
-    await store.ping()
-    name = await grown(store, range(1, 6), keep=2)
-    assert await store.commit(name, Position(1, 5), a_record(4, epoch=2), TERMS, continues=True) is None
-    assert await kept(store, name) == (3,)
-    assert (await store.names(name.tenant, name.model)).names == (name,)
-    assert await store.commit(name, Position(2, 4), a_record(5, epoch=2, ended=True), TERMS) is None
-    await store.close()
 
 
 async def test_keys_that_are_not_ours_are_in_no_list(store: RedisStore, raw: redis.asyncio.Redis) -> None:
