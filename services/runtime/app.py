@@ -122,7 +122,6 @@ class Server:
             head_bytes_max=settings.memory_bytes_max,
             checkpoints_kept=settings.checkpoints_kept,
             checkpoint_steps=settings.checkpoint_steps,
-            confirms=settings.store == "redis" and settings.redis_replicas_acked > 0,
         )
         # A store in memory is as near as a cache would be.
         at_hand = 0 if settings.store == "memory" else settings.cache_sequences

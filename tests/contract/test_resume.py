@@ -16,7 +16,7 @@ from services.runtime.state.types import Stored
 from tests.kit.server import Request, Response, config, piece, refused, replies, running, stub_of
 
 WORDS = [f"word{number} " for number in range(12)]
-LATE = {"commit_interval_ms": 3_600_000.0, "commit_steps": 1000, "uncommitted_steps_max": 1000}
+LATE: dict[str, Any] = {"commit_interval_ms": 3_600_000.0, "commit_steps": 1000, "uncommitted_steps_max": 1000}
 """Settings under which nothing is committed by time or number."""
 
 
@@ -130,7 +130,7 @@ async def test_draining_commits_and_says_where_to_go_on() -> None:
 
 def metadata_of(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
     """Reason and metadata of an error."""
-    pairs = dict(error.trailing_metadata() or ())
+    pairs: dict[str, Any] = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(pairs["grpc-status-details-bin"])
     info = error_details_pb2.ErrorInfo()
     status.details[0].Unpack(info)
@@ -164,6 +164,25 @@ async def test_a_store_that_is_older_is_told_of() -> None:
         assert (opening.header.lost, opening.header.next_step) == (True, 3)
         [opening] = await replies(stub, config("s", resume=True, committed_step=2, epoch=opening.header.epoch))
         assert not opening.header.lost
+
+
+async def test_who_was_left_behind_is_told_and_shuts_nobody_out() -> None:
+    """A client whose steps another one has replaced learns it when it resumes, and the other goes on."""
+    store = a_store()
+    async with running(store=store, **LATE) as server, stub_of(server) as stub:
+        await replies(stub, config("s", start=True), *pieces(0, 2))
+        mine = await replies(stub, config("s", resume=True), *pieces(2, 3))
+        yours = (await replies(stub, config("s", start=True), piece("other ", step=0), *pieces(1, 3)))[-1].header
+        been: dict[str, Any] = {"next_step": 3, "history_digest": mine[-1].header.history_digest}
+        told = await refused(server, config("s", resume=True, **been))
+        assert told == ("ABORTED", "STEP_CONFLICT", "")
+        been["history_digest"] = yours.history_digest
+        opening, *_ = await replies(stub, config("s", resume=True, **been), *pieces(3, 5))
+        assert opening.header.next_step == 3
+        [again] = await replies(stub, config("s", resume=True, **been))
+        assert again.header.next_step == 5
+        been["history_digest"] = mine[-1].header.history_digest
+        assert (await refused(server, config("s", resume=True, **been)))[1] == "STEP_CONFLICT"
 
 
 @pytest.mark.parametrize("wrong", [{"sequence_id": "s", "start": True}, {"sequence_id": ""}])

@@ -54,6 +54,13 @@ class Told(NamedTuple):
     committed_step: int
 
 
+class Spot(NamedTuple):
+    """A place that a client knows a sequence to have been at: the step that was next there, and the history before."""
+
+    next_step: int
+    history: bytes
+
+
 class Standing(NamedTuple):
     """A sequence that was taken up: its record under the new epoch.
 
@@ -80,8 +87,6 @@ class SequencePolicy:
         heads_max: sequences of durability CHECKPOINT at hand at once; `head_bytes_max`: about their memory.
         checkpoints_kept: earlier records kept per sequence, to go back to.
         checkpoint_steps: at least so many steps lie between two of them.
-        confirms: a step that is answered again is committed again, because a commit also waits for replicas of the
-            store, and the first one may have failed in that.
     """
 
     replies_kept: int = 4
@@ -95,7 +100,6 @@ class SequencePolicy:
     head_bytes_max: int = 256 * 2**20
     checkpoints_kept: int = 2
     checkpoint_steps: int = 64
-    confirms: bool = False
 
     def keep(self, before: Position | None, after: Position) -> int:
         """How many checkpoints to keep when a commit goes from `before` to `after`; 0: it makes none."""

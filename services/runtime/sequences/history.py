@@ -30,17 +30,19 @@ def rewound(history: bytes, epoch: int) -> bytes:
     return _link(history, b"rewound %d" % epoch) if history else b""
 
 
-def descends(later: Record, earlier: Record) -> bool:
-    """True if `later` is known to have come of `earlier` by the steps whose digests it keeps."""
-    if not earlier.history or earlier.position.step > later.position.step:
-        return False
-    digests = {reply.step: reply.digest for reply in later.replies}
-    history = earlier.history
-    for step in range(earlier.position.step, later.position.step):
-        if step not in digests:
-            return False
-        history = _link(history, digests[step])
-    return history == later.history
+def descends(record: Record, step: int, history: bytes) -> bool | None:
+    """Whether `record` came of where a sequence took `step` next and had `history`; None: it does not tell.
+
+    A record keeps the digests of its latest steps only, so it tells of the recent past.
+    """
+    if not (history and record.history) or step > record.position.step:
+        return None
+    digests = {reply.step: reply.digest for reply in record.replies}
+    for number in range(step, record.position.step):
+        if number not in digests:
+            return None
+        history = _link(history, digests[number])
+    return history == record.history
 
 
 def _link(history: bytes, digest: bytes) -> bytes:

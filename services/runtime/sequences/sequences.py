@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from services.runtime.core.clock import Clock
     from services.runtime.core.ids import SequenceName
     from services.runtime.engine.served import Catalogue
-    from services.runtime.sequences.contract import Fold, SequenceEvents, SequencePolicy, Told
+    from services.runtime.sequences.contract import Fold, SequenceEvents, SequencePolicy, Spot, Told
     from services.runtime.sequences.decide import Decision, StepRequest
     from services.runtime.state.cache import RecordCache
     from services.runtime.state.store import StateStore
@@ -83,10 +83,11 @@ class Sequences:
             self._events.step_refused(name.model, error.reason)
             raise
 
-    async def take_up(self, name: SequenceName, told: Told | None) -> Standing:
+    async def take_up(self, name: SequenceName, told: Told | None, been: Spot | None = None) -> Standing:
         """Where a stream that resumes goes on. Nobody who worked on the sequence before can commit anything more.
 
-        An ended sequence is told of as it is: the reply to its last step can still be asked for.
+        `been` is where its client was; if the sequence has gone another way since, nothing is changed. An ended
+        sequence is told of as it is: the reply to its last step can still be asked for.
 
         Raises:
             SequenceError: it cannot go on.
@@ -94,7 +95,7 @@ class Sequences:
         """
         try:
             async with self._lanes.alone(name):
-                record, at = await self._take_up(name)
+                record, at = await self._take_up(name, been)
         except SequenceError as error:
             self._events.step_refused(name.model, error.reason)
             if isinstance(error, SequenceNotFound) and told is not None and self._is_recent(told.epoch):
@@ -234,12 +235,14 @@ class Sequences:
         self._events.cache_looked_up(name.model, hit=record is not None)
         return record
 
-    async def _take_up(self, name: SequenceName) -> tuple[Record, Position]:
+    async def _take_up(self, name: SequenceName, been: Spot | None = None) -> tuple[Record, Position]:
         """The sequence under a new epoch, committed, and where it was found. One that has ended is left as it is."""
         for _ in range(ATTEMPTS_MAX):
             with suppress(SequenceError):  # then the head has gone, and the store knows better
                 await self._heads.settle(name)
             record = standing(await self._commits.load(name))
+            if been is not None and descends(record, *been) is False:
+                raise StepConflict("another client has changed the sequence since")
             if record.ended:
                 self._heads.drop(name)
                 return record, record.position
@@ -327,8 +330,6 @@ class Sequences:
         """The reply to a step that was taken before, as it was."""
         self._events.step_replayed(name.model)
         record = decision.record
-        if self._policy.confirms and record.durability is not Durability.NONE and self._heads.get(name) is None:
-            await self._commits.commit(name, record.position, record)  # one that has moved on was confirmed by that
         epoch = request.epoch  # a stream that was fenced off stays so, though it may still hear what was answered
         if epoch is None and (request.start or record.durability is not Durability.CHECKPOINT):
             # Only who has started or resumed a sequence may run ahead in its epoch.
@@ -372,5 +373,5 @@ def _is_older(found: Stored | Absence | None, base: Record) -> TypeGuard[Stored]
         and not (found.expired or found.record.ended)
         and found.record.position < base.position
         and found.record.position.epoch <= base.position.epoch
-        and descends(base, found.record)
+        and descends(base, found.record.position.step, found.record.history) is True
     )

@@ -13,7 +13,7 @@ from statestream.common.v1 import sequence_pb2
 
 from services.runtime.core.errors import Draining, InvalidInput, StatestreamError
 from services.runtime.core.ids import DEFAULT_TENANT, SequenceName, checked_name, new_sequence_id
-from services.runtime.sequences.contract import Told
+from services.runtime.sequences.contract import Spot, Told
 from services.runtime.sequences.decide import StepRequest, content_digest
 from services.runtime.state.types import Durability
 from services.runtime.transport.deadline import deadline_of
@@ -141,7 +141,8 @@ async def _go_away(runtime: Runtime, opened: _Opened, draining: Draining) -> Dra
 
 async def _resume(runtime: Runtime, opened: _Opened, config: sequence_pb2.SequenceConfig) -> sequence_pb2.ReplyHeader:
     told = Told(config.epoch, config.committed_step) if config.HasField("committed_step") else None
-    standing = await runtime.sequences.take_up(opened.name, told)
+    been = Spot(config.next_step, config.history_digest) if config.history_digest else None
+    standing = await runtime.sequences.take_up(opened.name, told, been)
     opened.epoch, opened.next_step = standing.record.position
     opened.durability = standing.record.durability
     return opening_header(opened.name.sequence_id, standing)

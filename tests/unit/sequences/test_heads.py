@@ -261,24 +261,6 @@ def test_a_reply_too_large_to_keep_is_computed_again(durability: Durability) -> 
     play(scenario)
 
 
-def test_a_repeat_is_confirmed_where_commits_wait_for_replicas() -> None:
-    """The first commit may have failed for want of replicas: its repeat is answered once they have it."""
-
-    async def scenario(loop: VirtualTimeLoop, store: HandStore) -> None:
-        stream = Ahead(loop, store, confirms=True).stream(durability=Durability.STEP)
-        await stream.start()
-        store.deaf = True
-        with pytest.raises(StoreUnavailable):
-            await stream.take(1)
-        with pytest.raises(StoreUnavailable):
-            await stream.take(1)
-        store.deaf = False
-        assert await stream.take(1) == b"1:2"
-        assert (await store.step(), len(store.commit_times)) == (2, 4)
-
-    play(scenario)
-
-
 def test_heads_are_bounded() -> None:
     """One that is committed gives way and its sequence goes on; where all run ahead a further one is refused."""
 
