@@ -22,7 +22,6 @@ from statestream.errors import (
     SequenceNotFound,
     StatestreamError,
     StepConflict,
-    StepOutOfOrder,
     Unavailable,
 )
 
@@ -86,7 +85,6 @@ class Link:
         self._told: tuple[int, int] | None = None
         self._call: Call | None = None
         self._calls = 0
-        self._unproven = False
         self._answered = False
 
     @property
@@ -136,7 +134,7 @@ class Link:
         self._check(header, pending.step)
         self._told_by(header)
         self.buffer.add(pending.request, pending.size, header.history_digest)
-        self.refused = self._unproven = False
+        self.refused = False
         if pending.step == 0 and self._calls > 1:
             # If the reply to a repeated start was the stored one, the server has not tied this call to its epoch:
             # whoever starts the sequence anew now would get our next step. To resume asks for that epoch.
@@ -201,22 +199,14 @@ class Link:
             self.refused = True
             raise GiveUp(error) from error
         try:
-            first = first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven)
+            first = first_to_send(opening, self.buffer, ends=ends)
         except StatestreamError as error:
             self.refused = True
             raise GiveUp(error) from error
         lost = opening.lost or (self._told is not None and opening.next_step <= self._told[1])
         self.stats = replace(self.stats, reconnects=self.stats.reconnects + 1, losses=self.stats.losses + lost)
         self._stands(opening)
-        try:
-            await self._replay(call, self.buffer.since(first))
-        except StepOutOfOrder:
-            if self._unproven or opening.next_step <= self.buffer.next_step:
-                raise
-            # The server keeps too few replies to prove anything: its word has to do.
-            self._unproven = True
-            self.drop()
-            return await self._resume(ends=ends)
+        await self._replay(call, self.buffer.since(first))
         return call
 
     async def _ask(self) -> tuple[Call, ReplyHeader]:

@@ -11,15 +11,13 @@ if TYPE_CHECKING:
     from statestream.common.v1.sequence_pb2 import ReplyHeader
 
 
-def first_to_send(opening: ReplyHeader, buffer: ReplayBuffer, *, ends: bool, proof: bool = True) -> int:
+def first_to_send(opening: ReplyHeader, buffer: ReplayBuffer, *, ends: bool) -> int:
     """The step to go on from: one that is held, and then all after it, or the one to come.
 
     Args:
         opening: header of the first response to a call that resumes.
         buffer: what is held; its `next_step` is the step to come, which may have been sent without a reply.
         ends: that step is to be the last one.
-        proof: where the step to come has been applied, goes back one step more. The reply to that one shows whether the
-            sequence has the history that was fed here: another client may have taken both with the same content.
 
     Raises:
         SequenceEnded: it takes no further step, and the one to come is not that which ended it.
@@ -34,9 +32,9 @@ def first_to_send(opening: ReplyHeader, buffer: ReplayBuffer, *, ends: bool, pro
     if found > pending + 1:
         raise StepConflict(f"another client has taken the sequence to step {found}, this one is at {pending}")
     if found > pending:
-        # It was applied, its reply was lost, and is stored. Step 0 proves nothing: it is the same with its key alone.
-        provable = pending - 1 >= max(1, buffer.oldest_step) and buffer.digest_before(pending)
-        return pending - 1 if proof and provable else pending
+        return (
+            pending  # it was applied, after the history that the server was told of; its reply was lost, and is stored
+        )
     if differ(opening.history_digest, buffer.digest_before(found)):
         raise StepConflict(f"the sequence has another history before step {found}: another client has changed it")
     if found < buffer.oldest_step:

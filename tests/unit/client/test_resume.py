@@ -51,51 +51,16 @@ async def test_what_was_not_committed_is_sent_again(
     assert stream.stats == StreamStats(reconnects=1, replayed_steps=3)
 
 
-@pytest.mark.parametrize("fault", [GONE, RESET, CONFLICT])
+@pytest.mark.parametrize("fault", [GONE, REPLY_LOST, Close(), RESET, CONFLICT])
 async def test_what_the_server_still_has_is_not_sent_again(
     stream: AsyncSentimentStream, fake: FakeSentiment, fault: Fault
 ) -> None:
-    """Where the connection alone broke only the step without a reply is repeated."""
+    """Where the connection alone broke only the step without a reply is repeated, and it is applied once."""
     fake.faults.append(fault)
     assert (await stream.send(WORDS[4])).sentiment.word_count == 5
     assert fake.store["s"].text == text(5)
     assert fake.steps == [0, 1, 2, 3, 4, 4]
     assert stream.stats == StreamStats(reconnects=1)
-
-
-@pytest.mark.parametrize("fault", [REPLY_LOST, Close()])
-async def test_a_step_that_was_applied_is_asked_for_with_the_one_before(
-    stream: AsyncSentimentStream, fake: FakeSentiment, fault: Fault
-) -> None:
-    """It is applied once; the stored reply to the step before shows that the history is that which was fed here."""
-    fake.faults.append(fault)
-    assert (await stream.send(WORDS[4])).sentiment.word_count == 5
-    assert fake.store["s"].text == text(5)
-    assert fake.steps == [0, 1, 2, 3, 4, 3, 4]
-    assert stream.stats == StreamStats(reconnects=1, replayed_steps=1)
-
-
-async def test_the_first_step_proves_nothing(client: AsyncClient, fake: FakeSentiment) -> None:
-    """It is the same with its start alone, so it is not sent on a call that resumes."""
-    async with client.sentiment.stream("s") as stream:
-        await stream.send(WORDS[0])
-        fake.faults.append(REPLY_LOST)
-        await stream.send(WORDS[1])
-    assert fake.steps == [0, 1, 1]
-
-
-async def test_a_server_that_keeps_few_replies_is_taken_at_its_word(
-    stream: AsyncSentimentStream, fake: FakeSentiment, time: FakeTime
-) -> None:
-    """Where the reply to the step before is not kept any more, the one to the step itself has to do, at once."""
-    fake.faults.extend([REPLY_LOST, Fail(StatusCode.FAILED_PRECONDITION, "STEP_OUT_OF_ORDER")])
-    assert (await stream.send(WORDS[4])).sentiment.word_count == 5
-    assert fake.store["s"].text == text(5)
-    assert fake.steps == [0, 1, 2, 3, 4, 3, 4]
-    assert len(time.slept) == 1
-    fake.faults.append(REPLY_LOST)
-    await stream.send(WORDS[5])
-    assert fake.steps[7:] == [5, 4, 5]
 
 
 async def test_the_server_is_told_what_the_client_was_told(stream: AsyncSentimentStream, fake: FakeSentiment) -> None:
