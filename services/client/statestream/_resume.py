@@ -32,9 +32,8 @@ def first_to_send(opening: ReplyHeader, buffer: ReplayBuffer, *, ends: bool) -> 
     if found > pending + 1:
         raise StepConflict(f"another client has taken the sequence to step {found}, this one is at {pending}")
     if found > pending:
-        return (
-            pending  # it was applied, after the history that the server was told of; its reply was lost, and is stored
-        )
+        # It was applied, its reply was lost, and is stored. The server was told what came before, and found the same.
+        return pending
     if differ(opening.history_digest, buffer.digest_before(found)):
         raise StepConflict(f"the sequence has another history before step {found}: another client has changed it")
     if found < buffer.oldest_step:
