@@ -113,6 +113,20 @@ async def test_half_closing_commits() -> None:
         assert await stored_step(store, "s") == 5
 
 
+async def test_half_closing_does_not_say_well_what_was_fenced_off() -> None:
+    """Another stream has resumed the sequence meanwhile, without the last steps of this one: it is told so."""
+    store = a_store()
+    async with running(store=store, **LATE) as a, running(store=store) as b, stub_of(a) as one, stub_of(b) as two:
+        call, _ = await one_by_one(one, config("s", start=True), *pieces(0, 4))
+        await replies(two, config("s", resume=True))
+        await a._sequences._heads.settle_all()  # as it would by and by, and finds itself fenced off
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert metadata_of(caught.value)[0] == "STEP_CONFLICT"
+        assert await stored_step(store, "s") == 1
+
+
 async def test_draining_commits_and_says_where_to_go_on() -> None:
     """A stream that is open when the replica stops ends with DRAINING, the next step, and all of it committed."""
     store = a_store()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from statestream.common.v1 import sequence_pb2
 from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
 
 from tests.kit.processes import Replica, replicas, start_replica
@@ -27,9 +28,9 @@ async def stub_at(replica: Replica) -> AsyncGenerator[Any]:
         yield sentiment_service_pb2_grpc.SentimentServiceStub(channel)
 
 
-async def step(replica: Replica, name: str, number: int) -> Response:
+async def step(replica: Replica, name: str, number: int, **fields: Any) -> Response:
     """One step of the sequence on a new stream to this replica."""
-    opening = config(name, start=number == 0, start_key="key" if number == 0 else "")
+    opening = config(name, start=number == 0, start_key="key" if number == 0 else "", **fields)
     async with stub_at(replica) as stub:
         message = piece(WORDS[number], step=number, end=number == len(WORDS) - 1)
         return (await replies(stub, opening, message))[0]
@@ -66,10 +67,11 @@ async def test_a_sequence_outlives_every_replica(redis_url: str) -> None:
 
 
 async def test_the_same_step_at_two_replicas_at_once_is_answered_once(redis_url: str) -> None:
-    """Both answer, with the same bytes, and the sequence has moved by one step."""
+    """All answer, with the same bytes, and the sequence has moved by one step; with STEP nobody is fenced off."""
+    durable = {"durability": sequence_pb2.DURABILITY_STEP}
     async with replicas(2, store="redis", redis_url=redis_url) as (one, two):
         for number in range(len(WORDS)):
-            both = await asyncio.gather(*(step(replica, "twice", number) for replica in (one, two, one)))
+            both = await asyncio.gather(*(step(replica, "twice", number, **durable) for replica in (one, two, one)))
             assert len({reply.SerializeToString() for reply in both}) == 1
             assert both[0].header.step == number
         assert both[0].sentiment.word_count == len(WORDS)

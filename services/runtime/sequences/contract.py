@@ -39,12 +39,13 @@ class Taken(NamedTuple):
     """A step that has been taken, now or before: its reply, and the step after it.
 
     `epoch` is the one that the stream works in from now on; None where it has none yet, because the step was answered
-    from what is kept.
+    from what is kept. `ahead`: the store may not hold the step yet.
     """
 
     reply: bytes
     epoch: int | None
     next_step: int
+    ahead: bool = False
 
 
 class Told(NamedTuple):

@@ -107,18 +107,26 @@ class Sequences:
         # A higher epoch proves no loss: a rewind has one too, and so has an earlier attempt to resume after a loss.
         return Standing(record, lost=told is not None and at.step <= told.committed_step)
 
-    async def settle(self, name: SequenceName) -> int | None:
-        """Returns when the store holds all that was answered here; the last committed step, if a head tells it.
+    async def settle(self, name: SequenceName, at: Position | None = None) -> int | None:
+        """Returns when the store holds all that was answered here; the last committed step, if it had to be looked at.
+
+        `at` is where a stream stands that has run ahead: it settles if the store holds what led there.
 
         Raises:
             SequenceError: the sequence has gone on elsewhere, without what was not committed here.
             StoreUnavailable, CapacityExceeded: not now.
         """
         head = self._heads.get(name)
-        if head is None:
+        if head is not None and (at is None or head.record.position.epoch == at.epoch):
+            await self._heads.settle(name)
+            return head.committed_step
+        if at is None:
             return None
-        await self._heads.settle(name)
-        return head.committed_step
+        # The head was pushed out, which it is only when it is committed, or fenced off.
+        record = standing(await self._commits.load(name))
+        if record.position.epoch != at.epoch or record.position.step < at.step:
+            raise StepConflict("the sequence has gone on elsewhere, without the last steps of this stream; resume it")
+        return record.position.step - 1
 
     async def describe(self, name: SequenceName) -> Stored | Absence:
         """Where a sequence stands in the store."""
@@ -266,7 +274,7 @@ class Sequences:
         if head.failure is not None:
             raise head.failure
         self._heads.advance(head, record)
-        return Taken(reply, record.position.epoch, record.position.step)
+        return Taken(reply, record.position.epoch, record.position.step, ahead=True)
 
     async def _run(
         self, name: SequenceName, request: StepRequest, run: Run, fold: Fold
@@ -330,13 +338,14 @@ class Sequences:
         """The reply to a step that was taken before, as it was."""
         self._events.step_replayed(name.model)
         record = decision.record
+        ahead = self._heads.get(name) is not None
         epoch = request.epoch  # a stream that was fenced off stays so, though it may still hear what was answered
         if epoch is None and (request.start or record.durability is not Durability.CHECKPOINT):
             # Only who has started or resumed a sequence may run ahead in its epoch.
             epoch = record.position.epoch
         if isinstance(decision, Replay):
-            return Taken(decision.stored.reply, epoch, decision.stored.step + 1)
-        return Taken(await self._recompute(name, request, record, fold), epoch, record.position.step)
+            return Taken(decision.stored.reply, epoch, decision.stored.step + 1, ahead)
+        return Taken(await self._recompute(name, request, record, fold), epoch, record.position.step, ahead)
 
     async def _recompute(self, name: SequenceName, request: StepRequest, record: Record, fold: Fold) -> bytes:
         """The reply to the latest step, which was too large to keep."""

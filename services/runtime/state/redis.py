@@ -7,7 +7,8 @@ What a sequence costs does not grow with its length:
 - A commit that makes a checkpoint copies a record inside the server, which takes up to four commands more (HGET, twice
   HSET, HDEL) and no bandwidth. The commits between two checkpoints only have the list of them to look at.
 - In memory: the record (state, kept replies, at most one previous state), as many more as checkpoints are kept, and
-  some 600 bytes; Redis rounds each record up, by a quarter at most. The record is bounded, because the number and the size of kept replies are.
+  some 600 bytes; Redis rounds each record up, by a quarter at most. The record is bounded, because the number and the
+  size of kept replies are.
 """
 
 from __future__ import annotations

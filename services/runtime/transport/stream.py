@@ -15,7 +15,7 @@ from services.runtime.core.errors import Draining, InvalidInput, StatestreamErro
 from services.runtime.core.ids import DEFAULT_TENANT, SequenceName, checked_name, new_sequence_id
 from services.runtime.sequences.contract import Spot, Told
 from services.runtime.sequences.decide import StepRequest, content_digest
-from services.runtime.state.types import Durability
+from services.runtime.state.types import Durability, Position
 from services.runtime.transport.deadline import deadline_of
 from services.runtime.transport.gate import well_formed
 from services.runtime.transport.header import opening_header
@@ -59,7 +59,8 @@ class SequenceTask(Generic[RequestT, PieceT]):
 class _Opened:
     """A stream on a sequence, and what the next step on it starts with.
 
-    `epoch` and `next_step` are known once the sequence was resumed or a step was taken here.
+    `epoch` and `next_step` are known once the sequence was resumed or a step was taken here. `ahead`: the store may not
+    hold the latest step yet.
     """
 
     name: SequenceName
@@ -70,6 +71,14 @@ class _Opened:
     ends_on_half_close: bool
     epoch: int | None = None
     next_step: int | None = None
+    ahead: bool = False
+
+    @property
+    def at(self) -> Position | None:
+        """Where the stream stands, if it has run ahead of the store."""
+        if not self.ahead or self.epoch is None or self.next_step is None:
+            return None
+        return Position(self.epoch, self.next_step)
 
     def request(self, control: sequence_pb2.StepControl, content: bytes) -> StepRequest:
         """The step that a message asks for."""
@@ -114,7 +123,7 @@ async def serve_stream(
         control = sequence_pb2.StepControl(end=True)
         yield await _step(runtime, opened, control, task.fold(piece, deadline), content)
     else:
-        await runtime.sequences.settle(opened.name)
+        await runtime.sequences.settle(opened.name, opened.at)
 
 
 async def _next(runtime: Runtime, opened: _Opened, requests: AsyncIterator[RequestT]) -> RequestT | None:
@@ -129,7 +138,7 @@ async def _go_away(runtime: Runtime, opened: _Opened, draining: Draining) -> Dra
     if opened.next_step is not None:
         draining.metadata["next_step"] = str(opened.next_step)
         try:
-            committed_step = await runtime.sequences.settle(opened.name)
+            committed_step = await runtime.sequences.settle(opened.name, opened.at)
         except StatestreamError:
             return draining  # the client still has what could not be committed, and sends it again
         if opened.durability is not Durability.NONE:
@@ -184,6 +193,6 @@ async def _step(
     runtime.events.message_received(opened.name.model)
     taken = await runtime.sequences.step(opened.name, opened.request(control, content), fold)
     opened.start = False
-    opened.epoch, opened.next_step = taken.epoch, taken.next_step
+    opened.epoch, opened.next_step, opened.ahead = taken.epoch, taken.next_step, taken.ahead
     opened.ends_on_half_close = opened.ends_on_half_close and not control.end
     return taken.reply
