@@ -141,7 +141,7 @@ class LinkWeather:
 
 
 class StoreLink:
-    """What one replica has of the store: a `StateStore`."""
+    """What one replica has of the store: a `StateStore`. `writes` is the version of the records that it writes."""
 
     def __init__(
         self,
@@ -150,6 +150,8 @@ class StoreLink:
         loop: VirtualTimeLoop,
         rng: random.Random,
         trace: Callable[..., None],
+        *,
+        writes: int,
     ) -> None:
         self.weather = LinkWeather()
         self._server = server
@@ -157,7 +159,7 @@ class StoreLink:
         self._loop = loop
         self._rng = rng
         self._trace = trace
-        self._format = RecordFormat()
+        self._format = RecordFormat(write=writes)
         self._asking: dict[asyncio.Future[Any], None] = {}
         self._kept_back: list[Callable[[], None]] = []
 

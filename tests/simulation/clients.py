@@ -163,7 +163,7 @@ class Actor:
                 return
             else:
                 break
-        if self.must_expire:
+        if self.must_expire and self.story.lost_from is None:
             self.world.fail(f"{self.sequence_id} went on although it had expired")
         if self.kind != "unnamed":
             self.world.is_done(self.sequence_id, self.steps, ended=self.ends)
@@ -178,6 +178,9 @@ class Actor:
             if before is not None:
                 self.world.check(self.world.ledger.followed, self.sequence_id, before, update.chain)
             before = update.chain
+            held = len(stream._link.buffer)
+            if held > self.world.plan.replay_steps_max:
+                self.world.fail(f"{self.sequence_id}: {held} steps are held, {self.world.plan.replay_steps_max} may be")
             self._may_vanish(seat)
             if self.kind == "sleeping" and self.sleeps_before == stream.next_step:
                 await self._sleep()
@@ -200,6 +203,7 @@ class Actor:
             committed = header.committed_step if header.HasField("committed_step") else None
             world.trace(self.name, "hears", header.step, "committed", committed, "epoch", header.epoch)
             world.check(world.ledger.told, self.sequence_id, self.sent, response)
+            world.check_bounds()
             if not self.begun.done():
                 self.begun.set_result(None)
 

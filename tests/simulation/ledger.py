@@ -63,8 +63,9 @@ class Story:
 class Ledger:
     """Hears of everything and raises `Violation` as soon as something does not fit."""
 
-    def __init__(self, store: StoreServer, uncommitted_max: int) -> None:
+    def __init__(self, store: StoreServer, uncommitted_max: int, *, histories: bool) -> None:
         self._store = store
+        self._histories = histories
         self._uncommitted_max = uncommitted_max
         self._links: dict[bytes, Link] = {}
         self._totals: dict[bytes, np.float32] = {b"": np.float32(0)}
@@ -140,10 +141,9 @@ class Ledger:
     def followed(self, sequence_id: str, before: bytes, chain: bytes) -> None:
         """The user of a stream has had two replies one after the other: the second goes on from the first."""
         link, story = self._links[chain], self.stories[sequence_id]
-        self._hold(
-            link.before == before or story.own is None,
-            f"{sequence_id} step {link.step}: not computed from the reply before it",
-        )
+        if story.own is None and not self._histories:
+            return  # who lost the steps before to a rival is told by the history alone
+        self._hold(link.before == before, f"{sequence_id} step {link.step}: not computed from the reply before it")
 
     def taken_up(self, sequence_id: str, told: Any, header: Any) -> None:
         """A stream that resumes was told where the sequence stands; `told` is the configuration it sent."""

@@ -110,13 +110,33 @@ MUTANTS = {
         REPLAY, "self.next_step - 1 - self._committed))", "self.next_step - 2 - self._committed))"
     ),
     "the client skips a replayed step": Mutant(
-        LINK, "first_to_send(opening, self.buffer, ends=ends)", "first_to_send(opening, self.buffer, ends=ends) + 1"
+        LINK,
+        "first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven)",
+        "first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven) + 1",
     ),
     "results of a batch are mixed up": Mutant(
         "services.runtime.engine.batcher",
         "zip(batch.entries, outcome.results, strict=True)",
         "zip(batch.entries, reversed(outcome.results), strict=True)",
     ),
+    "a repeated start starts anew": Mutant(DECIDE, "first.digest == request.digest and not found.expired", "False"),
+    "the client does not compare histories": Mutant(
+        "statestream._resume", "return bool(one and other) and one != other", "return False"
+    ),
+    "heads are kept without bound": Mutant(
+        HEADS,
+        "        policy = self._policy\n        if len(self._heads) < policy.heads_max and",
+        "        policy = self._policy\n        if len(self._heads) >= 0 and",
+    ),
+    "a sequence never expires": Mutant(
+        "services.runtime.state.memory", "            if now >= before.expires_at:\n", "            if False:\n"
+    ),
+    "requests for one sequence are not taken one by one": Mutant(
+        "services.runtime.sequences.lanes",
+        "            await self._lock.acquire()\n",
+        "            self._lock = asyncio.Lock()\n            await self._lock.acquire()\n",
+    ),
+    "the client forgets what is not committed": Mutant(REPLAY, "return committed == 0 or (within", "return (within"),
     "the store compares epochs alone": Mutant(
         "services.runtime.state.memory",
         "before.newest.record.position != expected",

@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from services.runtime.sequences.contract import SequencePolicy
+from services.runtime.state.format import FORMAT_VERSION
 
 REPLICA_FAULTS = ("crash", "pause", "drain", "clock", "part", "slow", "failing", "upgrade", "reset")
 STORE_FAULTS = ("restart", "fail over", "full", "evict", "damage")
+REPLY_BYTES = 1000
+"""No reply of the toy is longer."""
+
 CLIENTS = {
     "checkpoint": 8,
     "step": 3,
@@ -46,11 +50,11 @@ class Plan:
         breaking: probability for each message that its connection breaks.
         lost, stuck, doubled: probabilities for each message to or from the store.
         faults: in the order of their times; they are over at `calm_at_s`.
-        versions: of the model, that replicas serve at the start.
+        formats: of the records that each replica writes; that of the release before has no history.
     """
 
     seed: int
-    replicas: int
+    formats: tuple[int, ...]
     clients: tuple[str, ...]
     steps: tuple[int, ...]
     pause_s_max: float
@@ -101,11 +105,13 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> Plan:
         heads_max=rng.choice((2, 100)),
         checkpoints_kept=rng.choice((0, 2)),
         checkpoint_steps=rng.choice((1, 3)),
-        confirms=rng.random() < 0.3,
     )
+    # What the release before wrote has no place for what large replies are computed again from.
+    mixed = rng.random() < 0.15 and policy.reply_bytes_max > REPLY_BYTES
+    formats = tuple(rng.choice((1, FORMAT_VERSION)) if mixed else FORMAT_VERSION for _ in range(replicas))
     plan = Plan(
         seed=seed,
-        replicas=replicas,
+        formats=formats,
         clients=clients,
         steps=tuple(rng.randint(4, 12) for _ in clients),
         pause_s_max=rng.choice((0.0, 0.02, 0.2)),

@@ -26,6 +26,7 @@ from tests.kit.simulated_task import METHOD, Request, toy_task
 from tests.kit.toy import NoEvents, ToyModel, toy_served
 from tests.kit.virtual_time import Node
 from tests.simulation.clients import IDLE_S
+from tests.simulation.ledger import Violation
 
 if TYPE_CHECKING:
     import random
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 DRAIN_S = 2.0
+QUEUE_MAX = 3
 SNAPSHOTS = SnapshotFormat(b"a key")
 
 
@@ -68,21 +70,23 @@ class FailingModel(ToyModel):
 
 
 class Replica:
-    """A process that serves `versions` of the toy, the newest last."""
+    """A process that serves `versions` of the toy, the newest last, and writes records of the format `writes`."""
 
-    def __init__(self, world: World, name: str, versions: tuple[str, ...]) -> None:
+    def __init__(self, world: World, name: str, versions: tuple[str, ...], writes: int) -> None:
         self.name = name
+        self.writes = writes
         self.versions = versions
         self.node = node = Node(world.loop, name)
         self.run_s_max = 0.002
-        self.link = StoreLink(world.store, node, world.loop, world.rng, world.trace)
+        self.link = StoreLink(world.store, node, world.loop, world.rng, world.trace, writes=writes)
         self.models = [FailingModel(version, world.rng) for version in versions]
         self.draining = False
         catalogue = Catalogue()
         executor = SlowExecutor(node, lambda: world.rng.random() * self.run_s_max)
         for model in self.models:
-            catalogue.add(toy_served(node, executor=executor, limits=BatchLimits(queue_max=32), model=model))
+            catalogue.add(toy_served(node, executor=executor, limits=BatchLimits(queue_max=QUEUE_MAX), model=model))
         plan = world.plan
+        self._policy, self._cache_max, self._catalogue = plan.policy, plan.cache_sequences, catalogue
         local = MemoryStore(node, bytes_max=10**6, sequences_max=100)
         cache = RecordCache(plan.cache_sequences, bytes_max=10**6)
         self.sequences = Sequences(catalogue, self.link, local, cache, plan.policy, node, NoEvents())
@@ -107,3 +111,24 @@ class Replica:
         await self.server.stop(DRAIN_S)
         await self.sequences.close()
         self.node.crash()
+
+    def check_bounds(self) -> None:
+        """Nothing in it has grown beyond its bound.
+
+        Raises:
+            Violation: something has.
+        """
+        engine: Any = self.sequences
+        users = [lane.users for lane in engine._lanes._lanes.values()]
+        bounds = (
+            ("heads", len(engine._heads), self._policy.heads_max),
+            ("requests for one sequence", max(users, default=0), self._policy.waiters_max + 1),
+            ("cached records", len(engine._commits.cache), self._cache_max),
+            ("steps in the queue", self._queued(), QUEUE_MAX),
+        )
+        for what, number, bound in bounds:
+            if number > bound:
+                raise Violation(f"{self.name}: {number} {what}, the bound is {bound}")
+
+    def _queued(self) -> int:
+        return max(len(served.batcher._scheduler) for served in self._catalogue)

@@ -18,7 +18,7 @@ from tests.simulation.world import run_seed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SEEDS = 2_000
+SEEDS = 3_000
 MUTANT_SEEDS = 500
 """Within so many seeds each mutant has to be found."""
 

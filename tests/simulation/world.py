@@ -79,11 +79,13 @@ class World:
         self.done: list[tuple[str, int, bool]] = []
         self.over: asyncio.Future[None] = loop.create_future()
         self.store = StoreServer(loop)
-        self.ledger = Ledger(self.store, plan.policy.uncommitted_max)
+        self.ledger = Ledger(self.store, plan.policy.uncommitted_max, histories=1 not in plan.formats)
         self.network = Network(loop, self.rng, self.trace)
         self.network.breaking = plan.breaking
         self.network.delay_s_max = plan.delay_s_max
-        self.replicas = [self._started(f"replica-{number}", ("1",)) for number in range(plan.replicas)]
+        self.replicas = [
+            self._started(f"replica-{number}", ("1",), writes) for number, writes in enumerate(plan.formats)
+        ]
         self.actors = [self._actor(number, kind) for number, kind in enumerate(plan.clients)]
 
     def trace(self, *event: Any) -> None:
@@ -104,6 +106,11 @@ class World:
             judge(*args)
         except Violation as violation:
             self.fail(str(violation))
+
+    def check_bounds(self) -> None:
+        """Looks into the replicas."""
+        for replica in self.replicas:
+            self.check(replica.check_bounds)
 
     def is_done(self, sequence_id: str, steps: int, *, ended: bool) -> None:
         """A client has left its stream in good order: now and later the store holds all its steps."""
@@ -141,7 +148,7 @@ class World:
             return
         self.unlist(before)
         before.node.crash()
-        self.replicas[index] = after = self._started(before.name, versions or before.versions)
+        self.replicas[index] = after = self._started(before.name, versions or before.versions, before.writes)
         after.node.skew_s = before.node.skew_s
         self.trace(after.name, "starts", *after.versions)
 
@@ -161,8 +168,8 @@ class World:
         kinds = {"fighting": Fighter, "meddled": Meddled, "plain": Plain, "careless": Careless}
         return kinds[kind](self, number) if kind in kinds else Actor(self, number, kind)
 
-    def _started(self, name: str, versions: tuple[str, ...]) -> Replica:
-        replica = Replica(self, name, versions)
+    def _started(self, name: str, versions: tuple[str, ...], writes: int) -> Replica:
+        replica = Replica(self, name, versions, writes)
         self.network.servers.append(replica.server)
         if not self.calm:
             weather = replica.link.weather
