@@ -37,6 +37,7 @@ class StepRequest(NamedTuple):
         digest: of the content, `content_digest`.
         durability, model: count only where the sequence starts.
         epoch: of the step before on the same stream; None: this is the first one there.
+        at_least: the step after that one, below which a step without a number cannot be.
     """
 
     start: bool
@@ -47,6 +48,7 @@ class StepRequest(NamedTuple):
     durability: Durability
     model: ModelId
     epoch: int | None = None
+    at_least: int = 0
 
 
 class Run(NamedTuple):
@@ -108,8 +110,9 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
         raise SequenceEnded(f"the last step was {expected - 1}")
     if request.epoch not in (None, record.position.epoch):
         raise StepConflict("another stream has taken up the sequence since; resume it")
-    if request.step is not None and request.step > expected:
-        raise StepOutOfOrder(f"step {request.step} skips ahead, expected is {expected}", expected=expected)
+    step = request.at_least if request.step is None else request.step
+    if step > expected:
+        raise StepOutOfOrder(f"step {step} skips ahead, expected is {expected}", expected=expected)
     return Run(record.position, record.position, record)
 
 

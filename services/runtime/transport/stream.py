@@ -87,7 +87,9 @@ class _Opened:
             raise InvalidInput("control.step", f"the first step of a sequence is 0, not {step}")
         key = self.start_key if self.start else ""
         digest = content_digest(content, end=control.end, start_key=key)
-        return StepRequest(self.start, key, step, control.end, digest, self.durability, self.model, self.epoch)
+        return StepRequest(
+            self.start, key, step, control.end, digest, self.durability, self.model, self.epoch, self.next_step or 0
+        )
 
 
 async def serve_stream(

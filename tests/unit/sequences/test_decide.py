@@ -70,6 +70,12 @@ class TestContinue:
                 decide(found, request(step)._replace(epoch=EPOCH - 1), 0)
         assert isinstance(decide(found, request(2)._replace(epoch=EPOCH - 1), 0), Replay)
 
+    def test_a_step_without_a_number_is_not_below_the_one_before(self) -> None:
+        """The store came back older than the stream was told: that is not passed over because nobody counted."""
+        assert isinstance(decide(stored(3), request(None)._replace(at_least=3), 0), Run)
+        with pytest.raises(StepOutOfOrder):
+            decide(stored(3), request(None)._replace(at_least=4), 0)
+
     def test_an_applied_step_with_other_content_is_refused(self) -> None:
         """The same number cannot mean two things."""
         with pytest.raises(StepContentMismatch):
