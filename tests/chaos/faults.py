@@ -60,6 +60,8 @@ class Injector:
                 await asyncio.sleep(max(0.0, began_at + fault.at_s - time.monotonic()))
                 tasks.create_task(self._inject(fault))
         await asyncio.to_thread(self._group.until, self._group.is_healthy)
+        if not all(server.is_up for server in self._fleet.servers):
+            raise DiedError("a server is not up although no fault is at work")
 
     async def _inject(self, fault: Fault) -> None:
         if fault.kind in STORE_KINDS:

@@ -32,13 +32,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_given: set[int] = set()
+
+
 def steady_port() -> int:
-    """A free port that a process can leave and take again; see STEADY_PORTS."""
+    """A free port that a process can leave and take again, and that is given once; see STEADY_PORTS."""
     while True:
         port = random.choice(STEADY_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 class Replica:
