@@ -63,7 +63,10 @@ class Network:
 
     def notice(self) -> float:
         """Seconds until one side of a broken connection hears of it; now and then it does not for long."""
-        return self.rng.uniform(1.0, 8.0) if self.rng.random() < 0.1 else self.rng.random() * 0.02
+        chance = self.rng.random()
+        if chance < 0.1:
+            return self.rng.uniform(1.0, 8.0)
+        return self.rng.random() * (0.5 if chance < 0.3 else 0.02)
 
 
 class Channel:
@@ -172,6 +175,13 @@ class Exchange:
         self._at(network.notice(), self._client.finish, broken())
         self._at(network.notice(), self._tell_server)
 
+    def give_up(self) -> None:
+        """The client cancels the call; while connections break, what tells the server of it may be lost."""
+        if self._network.breaking and self._network.rng.random() < 0.3:
+            self.cut()
+        else:
+            self.up(Item("cancel"))
+
     def _tell_server(self) -> None:
         if self._served is not None:
             self._served.arrive(Item("cancel"))
@@ -239,7 +249,7 @@ class StreamCall:
         if self._status is not None:
             return False
         self._locally_cancelled = True
-        self._exchange.up(Item("cancel"))
+        self._exchange.give_up()
         self.finish(Status(grpc.StatusCode.CANCELLED, "Locally cancelled by application!"))
         return True
 

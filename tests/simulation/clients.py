@@ -109,6 +109,8 @@ class Actor:
         if kind == "none":
             # It is known to one replica only; at another there is nothing of it, or what is left of an earlier attempt.
             self.story.excuses |= {"SEQUENCE_NOT_FOUND", "SEQUENCE_LOST", "STEP_CONFLICT", "STEP_CONTENT_MISMATCH"}
+            # The store in a replica's own memory goes by the replica's clock.
+            self.story.excuses.add("SEQUENCE_EXPIRED")
 
     async def run(self) -> None:
         """All of its life, seen from outside: a process that vanishes is followed by another."""

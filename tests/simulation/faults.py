@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.runtime.state.types import Durability
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,16 +65,11 @@ class Faults:
         world = self._world
         versions = ("2",) if fault.size < 0.2 else ("1", "2")
         # What began on the new version is not served by those that have only the old one, and the other way round.
-        for story in world.ledger.stories.values():
-            story.excuses |= {"MODEL_VERSION_GONE", "MODEL_NOT_FOUND"}
+        world.ledger.excuses |= {"MODEL_VERSION_GONE", "MODEL_NOT_FOUND"}
         world.stop(replica, unlist=True)
         return lambda: world.start_again(fault.replica, replica, versions)
 
     def _clock(self, fault: Fault, replica: Replica) -> None:
-        for story in self._world.ledger.stories.values():
-            if story.durability is Durability.NONE:
-                # The store in a replica's own memory goes by the replica's clock.
-                story.excuses.add("SEQUENCE_EXPIRED")
         replica.node.skew_s += (fault.size - 0.5) * 10 ** (8 * fault.lasting_s % 5)
 
     def _part(self, fault: Fault, replica: Replica) -> Callable[[], None]:

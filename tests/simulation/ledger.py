@@ -71,6 +71,7 @@ class Ledger:
         self._totals: dict[bytes, np.float32] = {b"": np.float32(0)}
         self.stories: dict[str, Story] = {}
         self._nameless: dict[str, Story] = {}
+        self.excuses: set[str] = set()
         self.replies = 0
 
     def adopt(self, sequence_id: str, story: Story) -> None:
@@ -186,7 +187,7 @@ class Ledger:
         """A client was told an error after which it does not go on."""
         story = self.stories[sequence_id]
         reason = getattr(error, "reason", type(error).__name__)
-        self._hold(reason in story.excuses, f"{sequence_id}: {reason} ({error}) has no cause")
+        self._hold(reason in story.excuses | self.excuses, f"{sequence_id}: {reason} ({error}) has no cause")
 
     def finished(self, sequence_id: str, steps: int, *, ended: bool) -> None:
         """A client has all its replies; the store must hold them."""
@@ -280,6 +281,8 @@ class Ledger:
             header.step - step <= self._uncommitted_max,
             f"{sequence_id} step {header.step}: committed is {step}, more than {self._uncommitted_max} behind",
         )
+        if story.own is None and story.lost_from is not None:
+            return  # the fence between two rivals may be lost, too: then both run ahead until one of them commits
         if step < story.lost_to or story.rewound or story.excuses - LOSSES:
             return
         found = self._store.peek(name_of(sequence_id))

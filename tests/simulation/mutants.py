@@ -136,7 +136,6 @@ MUTANTS = {
         "            await self._lock.acquire()\n",
         "            self._lock = asyncio.Lock()\n            await self._lock.acquire()\n",
     ),
-    "the client forgets what is not committed": Mutant(REPLAY, "return committed == 0 or (within", "return (within"),
     "the store compares epochs alone": Mutant(
         "services.runtime.state.memory",
         "before.newest.record.position != expected",

@@ -17,7 +17,7 @@ REPLY_BYTES = 1000
 CLIENTS = {
     "checkpoint": 8,
     "step": 3,
-    "impatient": 3,
+    "impatient": 4,
     "vanishing": 4,
     "unnamed": 2,
     "fighting": 4,
@@ -46,6 +46,7 @@ class Plan:
     Attributes:
         clients: kinds, one a client.
         steps: how many each client takes.
+        begins_s: when each of them does.
         pause_s_max: longest wait of a client between two steps.
         breaking: probability for each message that its connection breaks.
         lost, stuck, doubled: probabilities for each message to or from the store.
@@ -57,6 +58,7 @@ class Plan:
     formats: tuple[int, ...]
     clients: tuple[str, ...]
     steps: tuple[int, ...]
+    begins_s: tuple[float, ...]
     pause_s_max: float
     breaking: float
     delay_s_max: float
@@ -114,6 +116,7 @@ def draw(seed: int, without: frozenset[str] = frozenset()) -> Plan:
         formats=formats,
         clients=clients,
         steps=tuple(rng.randint(4, 12) for _ in clients),
+        begins_s=tuple(rng.choice((0.0, rng.random() * calm_at_s)) for _ in clients),
         pause_s_max=rng.choice((0.0, 0.02, 0.2)),
         delay_s_max=rng.choice((0.0005, 0.005)),
         faults=tuple(faults),

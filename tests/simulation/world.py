@@ -131,7 +131,7 @@ class World:
         faults = Faults(self)
         self.loop.at(self.plan.calm_at_s, self._calm_down, faults)
         self.loop.at(self.plan.calm_at_s + PATIENCE_S, self.fail, "not all clients have finished")
-        work = asyncio.gather(*(actor.run() for actor in self.actors))
+        work = asyncio.gather(*(self._begin(actor) for actor in self.actors))
         await asyncio.wait({work, self.over}, return_when=asyncio.FIRST_COMPLETED)
         if work.done() and self.failure is None:
             error = work.exception()
@@ -163,6 +163,10 @@ class World:
         """The balancer sends nothing more there."""
         if replica.server in self.network.servers and len(self.network.servers) > 1:
             self.network.servers.remove(replica.server)
+
+    async def _begin(self, actor: Actor) -> None:
+        await asyncio.sleep(self.plan.begins_s[actor.number])
+        await actor.run()
 
     def _actor(self, number: int, kind: str) -> Actor:
         kinds = {"fighting": Fighter, "meddled": Meddled, "plain": Plain, "careless": Careless}
