@@ -41,6 +41,7 @@ class StoreServer:
     Attributes:
         up: it answers.
         full: it takes no new sequence.
+        watch: is told of each commit: the name, what stood there before, and what stands there now.
     """
 
     def __init__(self, loop: VirtualTimeLoop, sequences_max: int = 1000) -> None:
@@ -52,6 +53,7 @@ class StoreServer:
         self._format = RecordFormat()
         self.up = True
         self.full = False
+        self.watch: Callable[[SequenceName, Stored | Absence, Record], None] = lambda *_: None
 
     @property
     def names(self) -> tuple[SequenceName, ...]:
@@ -103,10 +105,12 @@ class StoreServer:
         if self.full and expected is None and isinstance(self.peek(name), Absence):
             raise CapacityExceeded("the store is full")
         self._names[name] = None
-        record = self._format.decode(name, data)
+        before, record = self.peek(name), self._format.decode(name, data)
         conflict: Conflict | None = at_once(
             self._store.commit(name, expected, record, terms, continues=continues, keep=keep)
         )
+        if conflict is None:
+            self.watch(name, before, record)
         return conflict and Conflict(self._sent(name, conflict.found))
 
     def load_checkpoint(self, name: SequenceName, step: int) -> Stored | Absence:

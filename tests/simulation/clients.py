@@ -214,9 +214,12 @@ class Actor:
         if isinstance(error, errors.Draining):
             self.world.check(self.world.ledger.sent_away, self.sequence_id, error.metadata)
 
+    def _values(self, step: int) -> bytes:
+        return values_of(self.writer, step)
+
     async def _take(self, stream: Stream, step: int) -> ToyUpdate:
         end = self.ends and step == self.steps - 1
-        piece = Piece(values_of(self.writer, step), end)
+        piece = Piece(self._values(step), end)
         self.sent[step] = piece
         if self.rng.random() < 0.03:
             await self._fail_once(stream)

@@ -132,6 +132,20 @@ class Ledger:
             self._check_digest(sequence_id, story, chain, header.history_digest)
         self._check_committed(sequence_id, story, header, chain)
 
+    def committed(self, name: SequenceName, before: Stored | Absence, after: Record) -> None:
+        """Something was put into the store: what stood there is its beginning, unless the store has lost something."""
+        story = self._story(name)
+        if not isinstance(before, Stored) or story.lost_from is not None or story.rewound:
+            return
+        was, now = before.record.position, after.position
+        self._hold(now.step >= was.step and now.epoch >= was.epoch, f"{name.sequence_id}: {now} was put over {was}")
+        old, new = chain_of(before.record), chain_of(after)
+        if old is not None and new is not None:
+            self._hold(
+                self.ancestor(new, was.step - 1) == old,
+                f"{name.sequence_id}: what was put at {now} does not go on from what stood at {was}",
+            )
+
     def spoilt(self, name: SequenceName, reason: str) -> None:
         """The store has lost one sequence whole."""
         story, found = self._story(name), self._store.peek(name)

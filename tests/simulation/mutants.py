@@ -101,18 +101,18 @@ MUTANTS = {
         SEQUENCES, "fold, head.committed_step)", "fold, (head.committed_step or 0) + 1)"
     ),
     "a replica that drains does not commit": Mutant(
-        STREAM, "committed_step = await runtime.sequences.settle(opened.name)", "committed_step = None"
+        STREAM, "committed_step = await runtime.sequences.settle(opened.name, opened.at)", "committed_step = None"
     ),
     "a half-close does not commit": Mutant(
-        STREAM, "    else:\n        await runtime.sequences.settle(opened.name)", "    else:\n        pass"
+        STREAM, "    else:\n        await runtime.sequences.settle(opened.name, opened.at)", "    else:\n        pass"
     ),
     "the client trims a step too many": Mutant(
         REPLAY, "self.next_step - 1 - self._committed))", "self.next_step - 2 - self._committed))"
     ),
     "the client skips a replayed step": Mutant(
         LINK,
-        "first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven)",
-        "first_to_send(opening, self.buffer, ends=ends, proof=not self._unproven) + 1",
+        "first_to_send(opening, self.buffer, ends=ends)",
+        "first_to_send(opening, self.buffer, ends=ends) + 1",
     ),
     "results of a batch are mixed up": Mutant(
         "services.runtime.engine.batcher",
@@ -123,6 +123,7 @@ MUTANTS = {
     "the client does not compare histories": Mutant(
         "statestream._resume", "return bool(one and other) and one != other", "return False"
     ),
+    "the server does not compare histories": Mutant(SEQUENCES, "descends(record, *been) is False", "False"),
     "heads are kept without bound": Mutant(
         HEADS,
         "        policy = self._policy\n        if len(self._heads) < policy.heads_max and",

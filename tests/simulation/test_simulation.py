@@ -29,6 +29,7 @@ MENDED = {
     668: "a large reply that was computed again told its step as committed before it was",
     101_779: "a stream that was fenced off went on in the new epoch after it had heard a stored reply",
     103_502: "a reply that was computed again for a stream that was fenced off told the new epoch",
+    701_032: "a stream that was fenced off heard the reply to a rival's step that had the content of its own",
     191: "a head from before the end kept the reply to the last step from its client",
 }
 

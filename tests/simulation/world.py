@@ -80,6 +80,7 @@ class World:
         self.over: asyncio.Future[None] = loop.create_future()
         self.store = StoreServer(loop)
         self.ledger = Ledger(self.store, plan.policy.uncommitted_max, histories=1 not in plan.formats)
+        self.store.watch = lambda *commit: self.check(self.ledger.committed, *commit)
         self.network = Network(loop, self.rng, self.trace)
         self.network.breaking = plan.breaking
         self.network.delay_s_max = plan.delay_s_max

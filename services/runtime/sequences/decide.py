@@ -102,13 +102,19 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
         raise absent(found)
     record = found.record
     expected = record.position.step
+    fenced = request.epoch not in (None, record.position.epoch)
     if request.step is not None and request.step < expected:
-        return _applied(record, request.step, request.digest)
+        again = _applied(record, request.step, request.digest)
+        if fenced and record.durability is Durability.CHECKPOINT:
+            # Steps that this stream was answered may be gone, and the one it asks for be somebody else's with the same
+            # content. To resume tells.
+            raise StepConflict("another stream has taken up the sequence since; resume it")
+        return again
     if found.expired:
         raise SequenceExpired("idle or alive for too long")
     if record.ended:
         raise SequenceEnded(f"the last step was {expected - 1}")
-    if request.epoch not in (None, record.position.epoch):
+    if fenced:
         raise StepConflict("another stream has taken up the sequence since; resume it")
     step = request.at_least if request.step is None else request.step
     if step > expected:

@@ -70,6 +70,14 @@ class TestContinue:
                 decide(found, request(step)._replace(epoch=EPOCH - 1), 0)
         assert isinstance(decide(found, request(2)._replace(epoch=EPOCH - 1), 0), Replay)
 
+    def test_a_stream_that_ran_ahead_in_an_older_epoch_is_told_nothing_of_the_later_one(self) -> None:
+        """What it was answered may be gone: an applied step with its content need not be of its history."""
+        found = stored(3)
+        found = replace(found, record=replace(found.record, durability=Durability.CHECKPOINT))
+        assert isinstance(decide(found, request(2)._replace(epoch=EPOCH), 0), Replay)
+        with pytest.raises(StepConflict):
+            decide(found, request(2)._replace(epoch=EPOCH - 1), 0)
+
     def test_a_step_without_a_number_is_not_below_the_one_before(self) -> None:
         """The store came back older than the stream was told: that is not passed over because nobody counted."""
         assert isinstance(decide(stored(3), request(None)._replace(at_least=3), 0), Run)
