@@ -49,13 +49,29 @@ def run_many(seeds: range, processes: int, *, stop: bool) -> Iterator[tuple[int,
                 return
 
 
+def show(seeds: range, *, digest: bool) -> bool:
+    """Prints all that happens in some seeds, or the digests of it alone; True if one fails."""
+    from tests.simulation.world import run_seed  # noqa: PLC0415 - as above
+
+    failed = False
+    for seed in seeds:
+        outcome = run_seed(seed)
+        failed = failed or outcome.failure is not None
+        if not digest:
+            for line in outcome.trace:
+                click.echo(line)
+            click.echo(f"seed {seed}: {outcome.failure or 'good'}, {outcome.replies} replies, digest ", nl=False)
+        click.echo(outcome.digest)
+    return failed
+
+
 @click.command()
 @click.argument("seed", type=int, required=False)
 @click.option("--seeds", type=int, default=0, help="Run so many seeds.")
 @click.option("--first", type=int, default=None, help="The first of them; by default one that was not run before.")
 @click.option("--processes", type=int, default=os.cpu_count() or 1, help="At the same time.")
 @click.option("--stop", is_flag=True, help="Stop at the first that fails.")
-@click.option("--digest", is_flag=True, help="Of one seed print the digest of its trace alone.")
+@click.option("--digest", is_flag=True, help="Of SEED, and of --seeds from it on, print the digests alone.")
 @click.option("--mutant", type=click.Choice(sorted(MUTANTS)), help="Change the code under test first.")
 def main(
     *, seed: int | None, seeds: int, first: int | None, processes: int, stop: bool, digest: bool, mutant: str | None
@@ -64,15 +80,7 @@ def main(
     if mutant is not None:
         apply(MUTANTS[mutant])
     if seed is not None:
-        from tests.simulation.world import run_seed  # noqa: PLC0415 - as above
-
-        outcome = run_seed(seed)
-        if not digest:
-            for line in outcome.trace:
-                click.echo(line)
-            click.echo(f"seed {seed}: {outcome.failure or 'good'}, {outcome.replies} replies, digest ", nl=False)
-        click.echo(outcome.digest)
-        sys.exit(outcome.failure is not None)
+        sys.exit(show(range(seed, seed + max(seeds, 1)), digest=digest))
     began, failed = time.monotonic(), 0
     start = first if first is not None else random.SystemRandom().randrange(10**9)
     for number, failure in run_many(range(start, start + seeds), processes, stop=stop):

@@ -210,7 +210,10 @@ class Actor:
                 self.begun.set_result(None)
 
     def _loses_call(self, error: errors.StatestreamError) -> None:
-        self.world.trace(self.name, "loses its call:", error.reason, *error.metadata.values())
+        # In the order of their names: a map of protobuf has another one in every process.
+        self.world.trace(
+            self.name, "loses its call:", error.reason, *(value for _, value in sorted(error.metadata.items()))
+        )
         if isinstance(error, errors.Draining):
             self.world.check(self.world.ledger.sent_away, self.sequence_id, error.metadata)
 
