@@ -35,7 +35,7 @@ LINK = "statestream._link"
 
 MUTANTS = {
     "the epoch of a stream is not compared": Mutant(
-        DECIDE, "if request.epoch not in (None, record.position.epoch):", "if False:"
+        DECIDE, "fenced = request.epoch not in (None, record.position.epoch)", "fenced = False"
     ),
     "a conflict of a commit is ignored": Mutant(COMMITS, "return conflict.found", "return None"),
     "a step is committed before it is run": Mutant(

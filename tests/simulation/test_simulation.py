@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ from tests.simulation.world import run_seed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+ROOT = Path(__file__).parents[2]
 SEEDS = 3_000
 MUTANT_SEEDS = 500
 """Within so many seeds each mutant has to be found."""
@@ -38,7 +40,7 @@ def simulate(*arguments: str, hash_seed: str = "random") -> subprocess.Completed
     """The simulation in a process of its own."""
     command: Sequence[str] = (sys.executable, "-m", "tests.simulation", *arguments)
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.timeout(900)  # a minute where nobody else uses the machine
