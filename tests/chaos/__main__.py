@@ -31,6 +31,9 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=64, help="streams that are live at any time")
     parser.add_argument("--steps-per-s", type=float, default=3.0, help="of each stream")
     parser.add_argument("--durability", default="checkpoint", choices=["step", "checkpoint"], help="of the sequences")
+    parser.add_argument(
+        "--replicas-to-write", type=int, default=1, help="min-replicas-to-write of Redis; 0: it loses more"
+    )
     parser.add_argument("--without", type=Kind, nargs="*", default=[], help="kinds of faults that do not happen")
     parser.add_argument("--json", type=Path, help="file for the summary")
     parser.add_argument("--folder", type=Path, help="empty folder for the logs, which are kept; else they are not")
@@ -50,6 +53,7 @@ async def _run(arguments: argparse.Namespace, folder: Path) -> Summary:
         streams=arguments.streams,
         steps_per_s=arguments.steps_per_s,
         durability=arguments.durability,
+        replicas_to_write=arguments.replicas_to_write,
         without=frozenset(arguments.without),
     )
     return await Campaign(options, folder).run()

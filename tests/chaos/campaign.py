@@ -47,6 +47,7 @@ class Options:
     streams: int
     steps_per_s: float
     durability: str
+    replicas_to_write: int = 1
     without: frozenset[Kind] = frozenset()
 
     def plan(self) -> list[Fault]:
@@ -73,7 +74,7 @@ class Campaign:
         """
         options = self._options
         async with AsyncExitStack() as stack:
-            group = RedisGroup()
+            group = RedisGroup(replicas_to_write=options.replicas_to_write)
             stack.callback(group.close)
             await asyncio.to_thread(group.start)
             self._redis_version = group.servers[0].query("INFO", "server")["redis_version"]

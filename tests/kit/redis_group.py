@@ -54,11 +54,13 @@ class RedisGroup:
     """Two servers that append every write to their files, one the other's replica, and some sentinels.
 
     A context manager. The sentinels make the replica the primary once most of them have not heard from the primary for
-    `down_after_s`.
+    `down_after_s`. A primary that has fewer than `replicas_to_write` replicas refuses writes: so one that was replaced, and
+    does not know it yet, takes none that would be lost.
     """
 
-    def __init__(self, *, sentinels: int = 3, down_after_s: float = 1.0) -> None:
+    def __init__(self, *, sentinels: int = 3, down_after_s: float = 1.0, replicas_to_write: int = 1) -> None:
         kept = ("appendonly yes", "appendfsync everysec", 'save ""', "repl-diskless-sync-delay 0")
+        kept += (f"min-replicas-to-write {replicas_to_write}",)
         primary = Member(*kept)
         self.servers = [primary, Member(*kept, f"replicaof 127.0.0.1 {primary.port}")]
         watch = [
