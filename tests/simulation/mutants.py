@@ -60,7 +60,9 @@ MUTANTS = {
     "the digest of a repeated step is not compared": Mutant(DECIDE, "if reply.digest != digest:", "if False:"),
     "who resumes fences nobody": Mutant(SEQUENCES, "fenced = self._commits.fenced(record)", "fenced = record"),
     "an epoch follows the clock alone": Mutant(
-        COMMITS, "max(self.new_epoch(), record.position.epoch + 1)", "self.new_epoch()"
+        COMMITS,
+        "max(self.new_epoch(), record.position.epoch + 1 + secrets.randbelow(EPOCH_SPREAD))",
+        "self.new_epoch()",
     ),
     "a step is counted twice": Mutant(
         SEQUENCES,

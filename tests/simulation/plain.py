@@ -73,6 +73,8 @@ class Plain(Actor):
         if told is None:
             told = await _status_of(call)
         self.world.trace(self.name, "is told", told.reason, "at", self.next)
+        if self.next == self.steps and isinstance(told, errors.SequenceEnded):
+            return True
         if isinstance(told, AGAIN) or told.code.name in ("INTERNAL", "OK", "UNKNOWN"):
             return False
         if isinstance(told, errors.StepConflict):

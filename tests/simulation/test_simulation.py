@@ -32,6 +32,7 @@ MENDED = {
     101_779: "a stream that was fenced off went on in the new epoch after it had heard a stored reply",
     103_502: "a reply that was computed again for a stream that was fenced off told the new epoch",
     701_032: "a stream that was fenced off heard the reply to a rival's step that had the content of its own",
+    1_015_899: "an epoch was given twice: a fail-over had lost its first fence, and the clock was behind",
     191: "a head from before the end kept the reply to the last step from its client",
 }
 

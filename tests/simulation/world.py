@@ -227,6 +227,7 @@ def _quiet(rng: random.Random) -> Generator[None]:
             warnings.catch_warnings(),
             mock.patch.object(uuid, "uuid4", new_uuid),
             mock.patch.object(secrets, "token_hex", new_token),
+            mock.patch.object(secrets, "randbelow", rng.randrange),
         ):
             warnings.simplefilter("ignore")
             yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import secrets
+from typing import TYPE_CHECKING, Final
 
 from services.runtime.core.errors import ModelVersionGone, StoreUnavailable
 from services.runtime.state.types import Absence, Durability, Position, Record, Stored, Terms
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from services.runtime.sequences.contract import SequenceEvents, SequencePolicy
     from services.runtime.state.cache import RecordCache
     from services.runtime.state.store import StateStore
+
+EPOCH_SPREAD: Final = 2**20
+"""How far beyond the last epoch, in microseconds, the next one may lie that does not come from the clock."""
 
 
 class Commits:
@@ -110,7 +114,8 @@ class Commits:
 
     def fenced(self, record: Record) -> Record:
         """`record` under a new epoch: once it is committed, nobody who works in an older one commits any more."""
-        epoch = max(self.new_epoch(), record.position.epoch + 1)
+        # Drawn where the clock is behind: after a fail-over that lost a fence, the next one must not have its number.
+        epoch = max(self.new_epoch(), record.position.epoch + 1 + secrets.randbelow(EPOCH_SPREAD))
         return Record(
             Position(epoch, record.position.step),
             record.model,
