@@ -25,7 +25,7 @@ def test_an_epoch_is_the_time() -> None:
 
 
 def test_where_the_clock_is_behind_no_epoch_is_given_twice() -> None:
-    """A fail-over may lose a fence and bring back the record before it: the next one has another number, and a higher."""
+    """A fail-over may lose a fence and bring back the record before it: the next one has another number."""
     behind = commits(ManualClock(wall_s=1.0))
     epochs = {behind.fenced(a_record(3, epoch=5_000_000)).position.epoch for _ in range(8)}
     assert len(epochs) > 1
