@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from statestream import AsyncClient
 
 from services.runtime.core.clock import SystemClock
 from services.runtime.core.ids import SequenceName
@@ -197,6 +198,30 @@ async def test_who_was_left_behind_is_told_and_shuts_nobody_out() -> None:
         assert again.header.next_step == 5
         been["history_digest"] = mine[-1].header.history_digest
         assert (await refused(server, config("s", resume=True, **been)))[1] == "STEP_CONFLICT"
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+async def test_an_earlier_sequence_of_the_name_is_no_rival(steps: int) -> None:
+    """A fail-over brings back what had the name before: the client feeds its own anew instead of giving up."""
+    store = a_store()
+    async with running(store=store) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        name = SequenceName("default", "sentiment", "s")
+        async with client.sentiment.stream("s") as before:
+            for word in WORDS[:steps]:
+                await before.send(word)
+        earlier = await store.load(name)
+        assert isinstance(earlier, Stored)
+        async with client.sentiment.stream("s") as stream:
+            for word in WORDS[4:7]:
+                await stream.send(word)
+            await server._sequences._heads.settle_all()
+            server._sequences._heads.drop(name)
+            entry = store._live[name]
+            entry.newest = entry.newest._replace(record=earlier.record)
+            stream._link.drop()
+            assert (await stream.send(WORDS[7])).sentiment.word_count == 4
+            assert stream.stats.losses == 1
+        assert await stored_step(store, "s") == 4
 
 
 @pytest.mark.parametrize("wrong", [{"sequence_id": "s", "start": True}, {"sequence_id": ""}])

@@ -200,6 +200,13 @@ class Link:
             raise GiveUp(error) from error
         try:
             first = first_to_send(opening, self.buffer, ends=ends)
+        except StepConflict as error:
+            if self._told is not None and 0 < opening.found_epoch < self._told[0]:
+                # Not what somebody has made of our sequence, but what was there before it: ours is lost.
+                self._start_over(error)
+                return None
+            self.refused = True
+            raise GiveUp(error) from error
         except StatestreamError as error:
             self.refused = True
             raise GiveUp(error) from error
@@ -273,7 +280,7 @@ class Link:
             model_version=self._model_version,
         )
 
-    def _start_over(self, error: SequenceNotFound) -> None:
+    def _start_over(self, error: StatestreamError) -> None:
         """The server knows nothing of a sequence that it had: it is fed anew, if all of it is held.
 
         Raises:

@@ -63,13 +63,14 @@ class Spot(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A sequence that was taken up: its record under the new epoch.
+    """A sequence that was taken up: its record under the new epoch, and the epoch that it was found in.
 
     `lost`: the store has less of it than its client was told: it came back older than it was, or somebody has rewound
     the sequence or started it anew, which its history tells.
     """
 
     record: Record
+    found_epoch: int
     lost: bool
 
 

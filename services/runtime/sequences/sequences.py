@@ -86,8 +86,10 @@ class Sequences:
     async def take_up(self, name: SequenceName, told: Told | None, been: Spot | None = None) -> Standing:
         """Where a stream that resumes goes on. Nobody who worked on the sequence before can commit anything more.
 
-        `been` is where its client was; if the sequence has gone another way since, nothing is changed. An ended
-        sequence is told of as it is: the reply to its last step can still be asked for.
+        `been` is where its client was; if the sequence has gone another way since, nothing is changed. If what is found
+        is older than the client was told, and goes another way, it is not its sequence but one before it of the same
+        name: then there is none. An ended sequence is told of as it is: the reply to its last step can still be asked
+        for.
 
         Raises:
             SequenceError: it cannot go on.
@@ -95,7 +97,7 @@ class Sequences:
         """
         try:
             async with self._lanes.alone(name):
-                record, at = await self._take_up(name, been)
+                record, at = await self._take_up(name, told, been)
         except SequenceError as error:
             self._events.step_refused(name.model, error.reason)
             if isinstance(error, SequenceNotFound) and told is not None and self._is_recent(told.epoch):
@@ -105,7 +107,7 @@ class Sequences:
         if told is not None and (at.epoch, at.step - 1) < told:
             self._events.loss_detected(name.model, healed=False)
         # A higher epoch proves no loss: a rewind has one too, and so has an earlier attempt to resume after a loss.
-        return Standing(record, lost=told is not None and at.step <= told.committed_step)
+        return Standing(record, at.epoch, lost=told is not None and at.step <= told.committed_step)
 
     async def settle(self, name: SequenceName, at: Position | None = None) -> int | None:
         """Returns when the store holds all that was answered here; the last committed step, if it had to be looked at.
@@ -243,13 +245,17 @@ class Sequences:
         self._events.cache_looked_up(name.model, hit=record is not None)
         return record
 
-    async def _take_up(self, name: SequenceName, been: Spot | None = None) -> tuple[Record, Position]:
+    async def _take_up(
+        self, name: SequenceName, told: Told | None = None, been: Spot | None = None
+    ) -> tuple[Record, Position]:
         """The sequence under a new epoch, committed, and where it was found. One that has ended is left as it is."""
         for _ in range(ATTEMPTS_MAX):
             with suppress(SequenceError):  # then the head has gone, and the store knows better
                 await self._heads.settle(name)
             record = standing(await self._commits.load(name))
             if been is not None and descends(record, *been) is False:
+                if told is not None and record.position.epoch < told.epoch:
+                    raise SequenceNotFound("the store has lost the sequence, and has an earlier one of that name")
                 raise StepConflict("another client has changed the sequence since")
             if record.ended:
                 self._heads.drop(name)

@@ -43,6 +43,7 @@ def opening_header(sequence_id: str, standing: Standing) -> sequence_pb2.ReplyHe
         model=model_version(record.model),
         ended=record.ended,
         next_step=record.position.step,
+        found_epoch=standing.found_epoch,
         lost=standing.lost,
         history_digest=record.history,
     )

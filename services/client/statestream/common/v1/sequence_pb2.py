@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from statestream.common.v1 import model_pb2 as statestream_dot_common_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$statestream/common/v1/sequence.proto\x12\x15statestream.common.v1\x1a!statestream/common/v1/model.proto\"\x8f\x02\n\x0eSequenceConfig\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x08\x12\x11\n\tstart_key\x18\x03 \x01(\t\x12\x35\n\ndurability\x18\x04 \x01(\x0e\x32!.statestream.common.v1.Durability\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06resume\x18\x06 \x01(\x08\x12\x1b\n\x0e\x63ommitted_step\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x11\n\tnext_step\x18\t \x01(\x04\x12\x16\n\x0ehistory_digest\x18\n \x01(\x0c\x42\x11\n\x0f_committed_step\"6\n\x0bStepControl\x12\x11\n\x04step\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\x42\x07\n\x05_step\"\xb0\x02\n\x0bReplyHeader\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x1b\n\x0e\x63ommitted_step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x32\n\x05model\x18\x05 \x01(\x0b\x32#.statestream.common.v1.ModelVersion\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\x30\n\x08warnings\x18\x07 \x03(\x0b\x32\x1e.statestream.common.v1.Warning\x12\x16\n\tnext_step\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04lost\x18\t \x01(\x08\x12\x16\n\x0ehistory_digest\x18\n \x01(\x0c\x42\x11\n\x0f_committed_stepB\x0c\n\n_next_step\"(\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*m\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44URABILITY_STEP\x10\x01\x12\x13\n\x0f\x44URABILITY_NONE\x10\x02\x12\x19\n\x15\x44URABILITY_CHECKPOINT\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$statestream/common/v1/sequence.proto\x12\x15statestream.common.v1\x1a!statestream/common/v1/model.proto\"\x8f\x02\n\x0eSequenceConfig\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x08\x12\x11\n\tstart_key\x18\x03 \x01(\t\x12\x35\n\ndurability\x18\x04 \x01(\x0e\x32!.statestream.common.v1.Durability\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0e\n\x06resume\x18\x06 \x01(\x08\x12\x1b\n\x0e\x63ommitted_step\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x11\n\tnext_step\x18\t \x01(\x04\x12\x16\n\x0ehistory_digest\x18\n \x01(\x0c\x42\x11\n\x0f_committed_step\"6\n\x0bStepControl\x12\x11\n\x04step\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\x42\x07\n\x05_step\"\xc5\x02\n\x0bReplyHeader\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x1b\n\x0e\x63ommitted_step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x32\n\x05model\x18\x05 \x01(\x0b\x32#.statestream.common.v1.ModelVersion\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\x30\n\x08warnings\x18\x07 \x03(\x0b\x32\x1e.statestream.common.v1.Warning\x12\x16\n\tnext_step\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04lost\x18\t \x01(\x08\x12\x16\n\x0ehistory_digest\x18\n \x01(\x0c\x12\x13\n\x0b\x66ound_epoch\x18\x0b \x01(\x04\x42\x11\n\x0f_committed_stepB\x0c\n\n_next_step\"(\n\x07Warning\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*m\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44URABILITY_STEP\x10\x01\x12\x13\n\x0f\x44URABILITY_NONE\x10\x02\x12\x19\n\x15\x44URABILITY_CHECKPOINT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'statestream.common.v1.sequence_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DURABILITY']._serialized_start=777
-  _globals['_DURABILITY']._serialized_end=886
+  _globals['_DURABILITY']._serialized_start=798
+  _globals['_DURABILITY']._serialized_end=907
   _globals['_SEQUENCECONFIG']._serialized_start=99
   _globals['_SEQUENCECONFIG']._serialized_end=370
   _globals['_STEPCONTROL']._serialized_start=372
   _globals['_STEPCONTROL']._serialized_end=426
   _globals['_REPLYHEADER']._serialized_start=429
-  _globals['_REPLYHEADER']._serialized_end=733
-  _globals['_WARNING']._serialized_start=735
-  _globals['_WARNING']._serialized_end=775
+  _globals['_REPLYHEADER']._serialized_end=754
+  _globals['_WARNING']._serialized_start=756
+  _globals['_WARNING']._serialized_end=796
 # @@protoc_insertion_point(module_scope)

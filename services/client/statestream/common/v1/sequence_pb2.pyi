@@ -175,6 +175,7 @@ class ReplyHeader(_message.Message):
     NEXT_STEP_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     HISTORY_DIGEST_FIELD_NUMBER: _builtins.int
+    FOUND_EPOCH_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """sequence_id as sent, or as made by the server."""
     step: _builtins.int
@@ -203,6 +204,11 @@ class ReplyHeader(_message.Message):
     two that are equal at the same step have the same history. On the first response of a stream with resume: up to next_step - 1. Empty
     where it is not known: the sequence was written by a release that kept none.
     """
+    found_epoch: _builtins.int
+    """found_epoch is the epoch that the sequence was found in by a stream that resumes it, on the first response. Where it
+    is lower than the client was told the store came back older; if the history is another one as well, what it has is
+    an earlier sequence of the same name, and the client's own is lost.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelVersion:
         """model that computed the reply."""
@@ -224,10 +230,11 @@ class ReplyHeader(_message.Message):
         next_step: _builtins.int | None = ...,
         lost: _builtins.bool = ...,
         history_digest: _builtins.bytes = ...,
+        found_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "_next_step", b"_next_step", "committed_step", b"committed_step", "model", b"model", "next_step", b"next_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "_next_step", b"_next_step", "committed_step", b"committed_step", "ended", b"ended", "epoch", b"epoch", "history_digest", b"history_digest", "lost", b"lost", "model", b"model", "next_step", b"next_step", "sequence_id", b"sequence_id", "step", b"step", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step", "_next_step", b"_next_step", "committed_step", b"committed_step", "ended", b"ended", "epoch", b"epoch", "found_epoch", b"found_epoch", "history_digest", b"history_digest", "lost", b"lost", "model", b"model", "next_step", b"next_step", "sequence_id", b"sequence_id", "step", b"step", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__committed_step: _TypeAlias = _typing.Literal["committed_step"]  # noqa: Y015
     _WhichOneofArgType__committed_step: _TypeAlias = _typing.Literal["_committed_step", b"_committed_step"]  # noqa: Y015
