@@ -22,7 +22,7 @@ class RecordCache:
     def __init__(self, sequences_max: int, bytes_max: int) -> None:
         self._sequences_max = sequences_max
         self._bytes_max = bytes_max
-        self._kept: OrderedDict[SequenceName, tuple[Record, int, float]] = OrderedDict()
+        self._kept: OrderedDict[SequenceName, tuple[Record, int]] = OrderedDict()
         self._size_bytes = 0
 
     def __len__(self) -> int:
@@ -33,18 +33,15 @@ class RecordCache:
         """About how much memory the records take."""
         return self._size_bytes
 
-    def get(self, name: SequenceName, now: float = 0.0) -> Record | None:
-        """The record of `name` if it is at hand and not expired at `now`, in the unit of `put`'s `expires_at`."""
+    def get(self, name: SequenceName) -> Record | None:
+        """The record of `name`, if it is at hand."""
         kept = self._kept.get(name)
         if kept is None:
-            return None
-        if now >= kept[2]:
-            self.drop(name)
             return None
         self._kept.move_to_end(name)
         return kept[0]
 
-    def put(self, name: SequenceName, record: Record, expires_at: float = float("inf")) -> None:
+    def put(self, name: SequenceName, record: Record) -> None:
         """Keeps `record`; what was used longest ago gives way. One that is over the bounds by itself is not kept."""
         self.drop(name)
         if self._sequences_max < 1:
@@ -52,7 +49,7 @@ class RecordCache:
         size_bytes = record_bytes(record)
         if size_bytes > self._bytes_max:
             return
-        self._kept[name] = (record, size_bytes, expires_at)
+        self._kept[name] = (record, size_bytes)
         self._size_bytes += size_bytes
         while len(self._kept) > self._sequences_max or self._size_bytes > self._bytes_max:
             self.drop(next(iter(self._kept)))

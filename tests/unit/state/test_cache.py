@@ -60,12 +60,3 @@ def test_a_record_that_grew_too_large_does_not_leave_the_old_one() -> None:
     cache.put(NAMES[0], a_record(1))
     cache.put(NAMES[0], a_record(2, width=500))
     assert cache.get(NAMES[0]) is None
-
-
-def test_an_expired_record_is_not_given() -> None:
-    """From its time of expiry on a record is gone."""
-    cache = RecordCache(10, 10**6)
-    cache.put(NAMES[0], a_record(), expires_at=100.0)
-    assert cache.get(NAMES[0], 99.9) is not None
-    assert cache.get(NAMES[0], 100.0) is None
-    assert len(cache) == 0
