@@ -19,9 +19,9 @@ from services.runtime.app import make_store
 from services.runtime.config import Settings
 from services.runtime.core.clock import SystemClock
 from services.runtime.model.registry import find_artefacts
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_breaker import Unheard
-from services.runtime.state.redis_check import Severity
+from services.runtime.state.redis.breaker import Unheard
+from services.runtime.state.redis.check import Severity
+from services.runtime.state.redis.store import RedisStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -31,8 +31,8 @@ from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.format import RecordFormat
 from services.runtime.state.memory import MemoryStore
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_connect import TlsFiles
+from services.runtime.state.redis.connect import TlsFiles
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from services.runtime.model.session import OnnxModel
-    from services.runtime.state.redis_breaker import StoreEvents
+    from services.runtime.state.redis.breaker import StoreEvents
     from services.runtime.state.store import StateStore
 
 _log = structlog.get_logger(__name__)

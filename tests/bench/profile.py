@@ -32,7 +32,7 @@ ROOMS = {
     "prometheus_client": "metrics",
     "services/sentiment": "task: codec and fold",
     "models/sentiment": "task: text to words",
-    "redis": "redis-py",
+    "site-packages/redis": "redis-py",
 }
 STEPS = 200
 

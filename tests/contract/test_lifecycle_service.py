@@ -14,7 +14,7 @@ from statestream.sentiment.v1 import sentiment_pb2
 
 from services.runtime.core.clock import SystemClock
 from services.runtime.state.memory import MemoryStore
-from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis.store import RedisStore
 from tests.kit.server import config, piece, replies, running, stub_of, told
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 import pytest
 import redis.asyncio
 
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_check import (
+from services.runtime.state.redis.check import (
     RIGHTS,
     RIGHTS_CLUSTER,
     RIGHTS_DOCTOR,
@@ -16,7 +15,8 @@ from services.runtime.state.redis_check import (
     Finding,
     Severity,
 )
-from services.runtime.state.redis_connect import connect
+from services.runtime.state.redis.connect import connect
+from services.runtime.state.redis.store import RedisStore
 from tests.contract.store_kit import StoreKit
 from tests.kit.processes import free_port
 from tests.kit.redis_cluster import RedisCluster
@@ -27,7 +27,7 @@ from tests.unit.house.tree import ROOT
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from services.runtime.state.redis_connect import LinkOptions
+    from services.runtime.state.redis.connect import LinkOptions
     from services.runtime.state.store import StateStore
     from tests.contract.store_fixtures import Lapse
 

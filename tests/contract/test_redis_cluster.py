@@ -11,12 +11,12 @@ from redis.asyncio.connection import AbstractConnection
 from redis.crc import key_slot
 
 from services.runtime.core.errors import StoreUnavailable
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_check import RIGHTS, RIGHTS_CLUSTER
-from services.runtime.state.redis_connect import connect
-from services.runtime.state.redis_keys import sequence_key
-from services.runtime.state.redis_library import LIBRARY
-from services.runtime.state.redis_line import packed
+from services.runtime.state.redis.check import RIGHTS, RIGHTS_CLUSTER
+from services.runtime.state.redis.connect import connect
+from services.runtime.state.redis.keys import sequence_key
+from services.runtime.state.redis.library import LIBRARY
+from services.runtime.state.redis.line import packed
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.state.types import Absence, Position
 from tests.contract.store_fixtures import a_turn, found
 from tests.contract.store_kit import StoreKit

@@ -12,8 +12,8 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from services.runtime.core.errors import StoreUnavailable
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.redis.keys import sequence_key
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.state.types import Position
 from tests.contract.store_fixtures import a_turn, found
 from tests.kit.processes import free_port

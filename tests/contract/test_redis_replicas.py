@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.runtime.core.errors import StoreUnavailable
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_check import RIGHTS, RIGHTS_REPLICAS
-from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.redis.check import RIGHTS, RIGHTS_REPLICAS
+from services.runtime.state.redis.keys import sequence_key
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.state.types import Absence, Position
 from tests.contract.store_fixtures import found, told
 from tests.kit.processes import free_port

@@ -13,10 +13,10 @@ import redis.asyncio
 from services.runtime.core.errors import CapacityExceeded, InvalidInput, StateCorrupt
 from services.runtime.core.ids import SequenceName, new_sequence_id
 from services.runtime.state.format import RecordFormat
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_keys import sequence_key
-from services.runtime.state.redis_library import LIBRARY
-from services.runtime.state.redis_names import Listing
+from services.runtime.state.redis.keys import sequence_key
+from services.runtime.state.redis.library import LIBRARY
+from services.runtime.state.redis.names import Listing
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.state.types import Absence, Position, Record, Stored
 from tests.contract.checkpoint_kit import grown, kept
 from tests.contract.names_kit import begun, listed
@@ -28,7 +28,7 @@ from tests.kit.redis_server import RedisServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from services.runtime.state.redis_link import Call, RedisLink
+    from services.runtime.state.redis.link import Call, RedisLink
 
 BEFORE_CHECKPOINTS = Path(__file__).with_name("golden") / "sequences_before_checkpoints.lua"
 
@@ -304,7 +304,7 @@ class _Links:
     def __init__(self, links: list[RedisLink]) -> None:
         self.links = links
 
-    def call(self, *pieces: bytes, key: bytes | None = None, writes: bool = False) -> Call:
+    def call(self, *pieces: bytes, key: bytes | None = None, acked: bool = False) -> Call:
         raise AssertionError("lists ask each server")
 
     async def masters(self) -> list[RedisLink]:

@@ -12,10 +12,10 @@ import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
 
 from services.runtime.core.errors import CapacityExceeded, StateCorrupt, StoreUnavailable
-from services.runtime.state import redis_link
 from services.runtime.state.format import RecordFormat
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.redis import link as redis_link
+from services.runtime.state.redis.keys import sequence_key
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.state.types import Absence, Position, Stored, Terms
 from tests.contract.store_fixtures import a_turn, found, told
 from tests.kit.records import TERMS, a_name, a_record, is_same

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from services.runtime.core.errors import StoreUnavailable
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_connect import TlsFiles
+from services.runtime.state.redis.connect import TlsFiles
+from services.runtime.state.redis.store import RedisStore
 from tests.contract.store_fixtures import found
 from tests.kit.certificates import Certificates
 from tests.kit.processes import free_port

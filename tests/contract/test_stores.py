@@ -8,8 +8,8 @@ import pytest
 
 from services.runtime.state.format import RecordFormat
 from services.runtime.state.memory import MemoryStore
-from services.runtime.state.redis import RedisStore
-from services.runtime.state.redis_library import LIBRARY, Library
+from services.runtime.state.redis.library import LIBRARY, Library
+from services.runtime.state.redis.store import RedisStore
 from tests.contract.store_kit import StoreKit
 from tests.kit.clock import ManualClock
 from tests.kit.redis_time import RedisLapse

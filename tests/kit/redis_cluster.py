@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from redis.crc import key_slot
 
-from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.redis.keys import sequence_key
 from tests.kit.processes import steady_port
 from tests.kit.redis_server import RedisServer
 from tests.kit.redis_time import SET_BACK

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from services.runtime.state.redis_link import RedisLink
+from services.runtime.state.redis.link import RedisLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from redis.asyncio import ConnectionPool
 
-    from services.runtime.state.redis_breaker import StoreEvents
+    from services.runtime.state.redis.breaker import StoreEvents
 
 
 def _now() -> float:

@@ -54,8 +54,8 @@ class RedisGroup:
     """Two servers that append every write to their files, one the other's replica, and some sentinels.
 
     A context manager. The sentinels make the replica the primary once most of them have not heard from the primary for
-    `down_after_s`. A primary that has fewer than `replicas_to_write` replicas refuses writes: so one that was replaced, and
-    does not know it yet, takes none that would be lost.
+    `down_after_s`. A primary that has fewer than `replicas_to_write` replicas refuses writes: so one that was replaced
+    and does not know it yet takes none that would be lost.
     """
 
     def __init__(self, *, sentinels: int = 3, down_after_s: float = 1.0, replicas_to_write: int = 1) -> None:

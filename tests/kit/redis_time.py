@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import redis.asyncio
 
-from services.runtime.state.redis_keys import sequence_key
+from services.runtime.state.redis.keys import sequence_key
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName

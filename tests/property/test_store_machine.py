@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from services.runtime.core.ids import SequenceName, new_sequence_id
 from services.runtime.state.memory import MemoryStore
-from services.runtime.state.redis import RedisStore
+from services.runtime.state.redis.store import RedisStore
 from services.runtime.state.types import Absence, Position, Record, Stored, Terms
 from tests.kit.clock import ManualClock
 from tests.kit.records import a_record, is_same

@@ -11,15 +11,15 @@ from redis.exceptions import NoPermissionError, OutOfMemoryError, ResponseError
 
 from services.runtime.core.errors import CapacityExceeded, StoreUnavailable
 from services.runtime.observability.metrics import Metrics
-from services.runtime.state.redis_errors import RefusedError
-from services.runtime.state.redis_line import packed
+from services.runtime.state.redis.errors import RefusedError
+from services.runtime.state.redis.line import packed
 from tests.kit.redis_fake import FakeRedis, pause
 from tests.kit.virtual_time import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from services.runtime.state.redis_link import RedisLink
+    from services.runtime.state.redis.link import RedisLink
 
 PING = packed(b"PING")
 TIMEOUT_S = 2.0

@@ -9,14 +9,14 @@ import pytest
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from services.runtime.core.errors import StoreUnavailable
-from services.runtime.state.redis_line import packed
+from services.runtime.state.redis.line import packed
 from tests.kit.redis_fake import FakeRedis, pause
 from tests.kit.virtual_time import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from services.runtime.state.redis_link import RedisLink
+    from services.runtime.state.redis.link import RedisLink
 
 PING = packed(b"PING")
 TIMEOUT_S = 2.0

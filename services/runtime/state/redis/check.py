@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from services.runtime.core.errors import StatestreamError
 from services.runtime.core.ids import ModelId, SequenceName, new_sequence_id
-from services.runtime.state.redis_cluster import ClusterLink
-from services.runtime.state.redis_errors import RefusedError
-from services.runtime.state.redis_line import packed
+from services.runtime.state.redis.cluster import ClusterLink
+from services.runtime.state.redis.errors import RefusedError
+from services.runtime.state.redis.line import packed
 from services.runtime.state.types import Carry, Durability, Position, Record, Terms
 
 if TYPE_CHECKING:
-    from services.runtime.state.redis_link import RedisLink, StoreLink
+    from services.runtime.state.redis.link import RedisLink, StoreLink
     from services.runtime.state.store import StateStore
 
 VERSION_MIN: Final = 7

@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from services.runtime.core.errors import InvalidInput, StoreUnavailable
-from services.runtime.state.redis_keys import name_behind, owner_keys
+from services.runtime.state.redis.keys import name_behind, owner_keys
 from services.runtime.state.store import Page
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
-    from services.runtime.state.redis_library import Library
-    from services.runtime.state.redis_link import StoreLink
+    from services.runtime.state.redis.library import Library
+    from services.runtime.state.redis.link import StoreLink
 
 _LOOKS_PER_PAGE_MAX: Final = 16
 """Calls for one page, whatever it finds: other keys may be millions."""

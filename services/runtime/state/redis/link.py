@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from redis.exceptions import RedisError, ResponseError
 
 from services.runtime.core.errors import StatestreamError, StoreUnavailable
-from services.runtime.state.redis_breaker import Breaker, StoreEvents, Unheard
-from services.runtime.state.redis_errors import ALREADY_THERE, RefusedError, late, told
-from services.runtime.state.redis_line import Call, Line, packed
+from services.runtime.state.redis.breaker import Breaker, StoreEvents, Unheard
+from services.runtime.state.redis.errors import ALREADY_THERE, RefusedError, late, told
+from services.runtime.state.redis.line import Call, Line, packed
 
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool

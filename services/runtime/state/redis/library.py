@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from services.runtime.state.redis_link import packed
+from services.runtime.state.redis.link import packed
 
 _VERSION: Final = b"statestream_v1"
 

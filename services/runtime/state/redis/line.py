@@ -10,7 +10,7 @@ from redis.exceptions import AskError, BusyLoadingError, ClusterDownError, ReadO
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from services.runtime.core.errors import StatestreamError, StoreUnavailable
-from services.runtime.state.redis_errors import ALREADY_THERE, code_of, is_refusal_of_user, told
+from services.runtime.state.redis.errors import ALREADY_THERE, code_of, is_refusal_of_user, told
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection

@@ -11,13 +11,13 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from services.runtime.core.redis_address import Host, RedisAddress, Topology, parse_redis_address
-from services.runtime.state.redis_cluster import ClusterLink
-from services.runtime.state.redis_link import RedisLink, StoreLink
+from services.runtime.state.redis.cluster import ClusterLink
+from services.runtime.state.redis.link import RedisLink, StoreLink
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from services.runtime.state.redis_breaker import StoreEvents
+    from services.runtime.state.redis.breaker import StoreEvents
 
 _SENTINEL_SHARE: Final = 1 / 3
 """Share of a call's time-out that one sentinel may take to answer, so that others can still be asked."""

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, Unpack
 
 from services.runtime.core.errors import StateCorrupt, StoreUnavailable
 from services.runtime.state.format import RecordFormat
-from services.runtime.state.redis_check import Finding, findings
-from services.runtime.state.redis_connect import connect
-from services.runtime.state.redis_keys import sequence_key
-from services.runtime.state.redis_library import LIBRARY, Library
-from services.runtime.state.redis_link import packed
-from services.runtime.state.redis_names import Listing
+from services.runtime.state.redis.check import Finding, findings
+from services.runtime.state.redis.connect import connect
+from services.runtime.state.redis.keys import sequence_key
+from services.runtime.state.redis.library import LIBRARY, Library
+from services.runtime.state.redis.link import packed
+from services.runtime.state.redis.names import Listing
 from services.runtime.state.store import Conflict
 from services.runtime.state.types import Absence, Stored
 
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
-    from services.runtime.state.redis_connect import LinkOptions
-    from services.runtime.state.redis_link import StoreLink
+    from services.runtime.state.redis.connect import LinkOptions
+    from services.runtime.state.redis.link import StoreLink
     from services.runtime.state.store import Page
     from services.runtime.state.types import Position, Record, Terms
 

@@ -11,15 +11,15 @@ from redis.exceptions import AskError, MovedError
 
 from services.runtime.core.errors import StatestreamError, StoreUnavailable
 from services.runtime.core.redis_address import Host
-from services.runtime.state.redis_errors import RefusedError, late
-from services.runtime.state.redis_line import Call, packed
+from services.runtime.state.redis.errors import RefusedError, late
+from services.runtime.state.redis.line import Call, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from redis.exceptions import ResponseError
 
-    from services.runtime.state.redis_link import RedisLink
+    from services.runtime.state.redis.link import RedisLink
 
 _REDIRECTS_MAX: Final = 5
 """So often a call is sent on at once; after that it waits until the cluster has been asked again."""

@@ -1,0 +1,1 @@
+"""The store on Redis: one server, servers behind Sentinel, or a Cluster."""
