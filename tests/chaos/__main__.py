@@ -41,10 +41,11 @@ def _parsed() -> argparse.Namespace:
 
 
 async def _run(arguments: argparse.Namespace, folder: Path) -> Summary:
-    """The campaign, as a task that SIGTERM cancels as Ctrl-C does."""
+    """The campaign, as a task that Ctrl-C and SIGTERM cancel, in the background of a script as well."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     options = Options(
         seconds=arguments.seconds,
         kills=arguments.kills,
