@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 FORMS = (
     "redis://user:password@host:port/database",
@@ -77,21 +77,25 @@ def parse_redis_address(text: str) -> RedisAddress:
 
 
 def _parsed(text: str) -> RedisAddress:
-    parts = urlsplit(text)
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    # Not by urllib: what it takes for a host with brackets differs between releases of Python.
+    whole_scheme, separator, rest = text.partition("://")
+    _demand(bool(separator) and text.isprintable() and "#" not in text)
+    place, _, query = rest.partition("?")
+    netloc, _, tail = place.partition("/")
+    credentials, _, hosts = netloc.rpartition("@")
     user, _, password = credentials.partition(":")
     login = Login(unquote(user) or None, unquote(password) or None)
-    options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+    options = parse_qs(query, strict_parsing=True) if query else {}
     option = {name: values[0] for name, values in options.items() if len(values) == 1}
-    scheme, _, kind = parts.scheme.partition("+")
-    _demand(not parts.fragment and len(option) == len(options))
-    _demand(parts.scheme == "unix" or scheme in ("redis", "rediss"))
-    tls = scheme == "rediss"
-    if parts.scheme == "unix":
-        _demand(not hosts and len(parts.path) > 1 and option.keys() <= {"db"})
+    scheme, _, kind = whole_scheme.lower().partition("+")
+    _demand(len(option) == len(options))
+    if (scheme, kind) == ("unix", ""):
+        _demand(not hosts and bool(tail) and option.keys() <= {"db"})
         database = _number(option.get("db", "0"))
-        return RedisAddress(Topology.STANDALONE, (), login, path=unquote(parts.path), database=database)
-    path = [unquote(part) for part in parts.path.strip("/").split("/")] if parts.path.strip("/") else []
+        return RedisAddress(Topology.STANDALONE, (), login, path=unquote(f"/{tail}"), database=database)
+    _demand(scheme in ("redis", "rediss"))
+    tls = scheme == "rediss"
+    path = [unquote(part) for part in tail.strip("/").split("/")] if tail.strip("/") else []
     if kind == "sentinel":
         _demand(len(path) in (1, 2) and option.keys() <= {"sentinel_user", "sentinel_password"})
         return RedisAddress(
