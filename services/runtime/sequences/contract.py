@@ -88,7 +88,7 @@ class SequencePolicy:
         uncommitted_max: steps of one sequence that may wait for their commit.
         heads_max: sequences of durability CHECKPOINT at hand at once; `head_bytes_max`: about their memory.
         checkpoints_kept: earlier records kept per sequence, to go back to.
-        checkpoint_steps: at least so many steps lie between two of them.
+        checkpoint_steps: about so many steps lie between two of them.
     """
 
     replies_kept: int = 4
