@@ -102,7 +102,9 @@ class Settings(BaseSettings):
     checkpoints_kept: Annotated[int, Field(ge=0, le=64)] = Field(
         default=2, description="Earlier points kept of a sequence, to rewind to or to fork from"
     )
-    checkpoint_steps: PositiveInt = Field(default=64, description="About how many steps lie between two points that are kept")
+    checkpoint_steps: PositiveInt = Field(
+        default=64, description="About how many steps lie between two points that are kept"
+    )
 
     # How models run.
     batch_size_max: PositiveInt = Field(default=64, description="Sequences in one run")
