@@ -24,7 +24,6 @@ from services.runtime.model.registry import Artefact, find_artefacts, load
 from services.runtime.observability.logs import configure_logs
 from services.runtime.observability.metrics import Metrics
 from services.runtime.sequences.contract import SequencePolicy
-from services.runtime.sequences.copies import Stores
 from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
 from services.runtime.sequences.snapshot import SnapshotFormat
@@ -33,6 +32,7 @@ from services.runtime.state.format import RecordFormat
 from services.runtime.state.memory import MemoryStore
 from services.runtime.state.redis.connect import TlsFiles
 from services.runtime.state.redis.store import RedisStore
+from services.runtime.state.store import Stores
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate

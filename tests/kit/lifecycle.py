@@ -10,12 +10,12 @@ import numpy as np
 from services.runtime.core.ids import SequenceName
 from services.runtime.engine.served import Catalogue
 from services.runtime.sequences.contract import SequencePolicy
-from services.runtime.sequences.copies import Stores
 from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
 from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
+from services.runtime.state.store import Stores
 from services.runtime.state.types import Carry, Durability, Position, Record, Stored, StoredReply, Terms
 from tests.kit.clock import ManualClock
 from tests.kit.toy import TOY_ID, NoEvents, toy_served

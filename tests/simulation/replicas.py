@@ -9,12 +9,12 @@ from statestream.common.v1 import lifecycle_service_pb2_grpc
 
 from services.runtime.engine.scheduler import BatchLimits
 from services.runtime.engine.served import Catalogue
-from services.runtime.sequences.copies import Stores
 from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
 from services.runtime.sequences.snapshot import SnapshotFormat
 from services.runtime.state.cache import RecordCache
 from services.runtime.state.memory import MemoryStore
+from services.runtime.state.store import Stores
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from services.runtime.core.errors import ModelVersionGone, StoreUnavailable
+from services.runtime.state.store import Stores
 from services.runtime.state.types import Absence, Durability, Position, Record, Stored, Terms
 
 if TYPE_CHECKING:
@@ -40,8 +42,7 @@ class Commits:
     ) -> None:
         self.cache = cache
         self._catalogue = catalogue
-        self._store = store
-        self._local = local
+        self._stores = Stores(store, local)
         self._policy = policy
         self._clock = clock
         self._events = events
@@ -56,7 +57,7 @@ class Commits:
         """
         before = self._clock.monotonic()
         try:
-            found = await (self._found(name) if durability is None else self.store_of(durability).load(name))
+            found = await (self._found(name) if durability is None else self._stores.of(durability).load(name))
         except StoreUnavailable:
             self._events.store_failed("load")
             raise
@@ -64,10 +65,10 @@ class Commits:
         return found
 
     async def _found(self, name: SequenceName) -> Stored | Absence:
-        found = await self._store.load(name)
+        found = await self._stores.shared.load(name)
         if not self._any_local:
             return found
-        local = await self._local.load(name)
+        local = await self._stores.local.load(name)
         if isinstance(local, Stored) and not (isinstance(found, Stored) and _epoch(found) > _epoch(local)):
             return local
         return found
@@ -85,7 +86,7 @@ class Commits:
         # commit may or may not take effect.
         self.cache.drop(name)
         keep = 0 if record.ended or expected is None else self._policy.keep(expected, record.position)
-        store, terms, before = self.store_of(record.durability), self._terms(record), self._clock.monotonic()
+        store, terms, before = self._stores.of(record.durability), self._terms(record), self._clock.monotonic()
         try:
             conflict = await store.commit(name, expected, record, terms, continues=continues, keep=keep)
         except StoreUnavailable:
@@ -104,10 +105,6 @@ class Commits:
         """Seconds without a commit after which the store takes `record` for expired."""
         return self._terms(record).idle_ms / 1000
 
-    def store_of(self, durability: Durability) -> StateStore:
-        """Where sequences of `durability` are kept."""
-        return self._local if durability is Durability.NONE else self._store
-
     def new_epoch(self) -> int:
         """Microseconds since 1970: higher than any epoch of this name that the store has forgotten."""
         return int(self._clock.wall() * 1e6)
@@ -116,15 +113,7 @@ class Commits:
         """`record` under a new epoch: once it is committed, nobody who works in an older one commits any more."""
         # Drawn where the clock is behind: after a fail-over that lost a fence, the next one must not have its number.
         epoch = max(self.new_epoch(), record.position.epoch + 1 + secrets.randbelow(EPOCH_SPREAD))
-        return Record(
-            Position(epoch, record.position.step),
-            record.model,
-            record.durability,
-            record.carry,
-            record.replies,
-            record.history,
-            record.previous,
-        )
+        return replace(record, position=Position(epoch, record.position.step))
 
     def _terms(self, record: Record) -> Terms:
         terms = self._terms_of.get(record.model)

@@ -9,30 +9,19 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from services.runtime.core.errors import SequenceExists, StepConflict
-from services.runtime.state.types import Durability, Position, Record, Stored
+from services.runtime.state.types import Position, Record, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from services.runtime.core.ids import SequenceName
     from services.runtime.sequences.sequences import Sequences
-    from services.runtime.state.store import StateStore
+    from services.runtime.state.store import Stores
 
 _ATTEMPTS_MAX: Final = 4
 """Commits of one record: each race that is lost costs one."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Stores(NamedTuple):
-    """Where sequences are kept: in the store that replicas share, or in this replica's memory."""
-
-    shared: StateStore
-    local: StateStore
-
-    def of(self, durability: Durability) -> StateStore:
-        """That of sequences with `durability`."""
-        return self.local if durability is Durability.NONE else self.shared
 
 
 class Place(NamedTuple):

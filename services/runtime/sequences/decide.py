@@ -122,8 +122,8 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
     return Run(record.position, record.position, record)
 
 
-def standing(found: Stored | Absence) -> Record:
-    """The record of a sequence that can be told of: live, or ended and not forgotten.
+def present(found: Stored | Absence) -> Stored:
+    """A sequence that can be told of: live, or ended and not forgotten.
 
     Raises:
         SequenceError: there is none, or it has expired.
@@ -132,7 +132,7 @@ def standing(found: Stored | Absence) -> Record:
         raise absent(found)
     if found.expired and not found.record.ended:
         raise SequenceExpired("idle or alive for too long")
-    return found.record
+    return found
 
 
 def absent(why: Absence) -> SequenceEvicted | SequenceNotFound:

@@ -18,7 +18,6 @@ from services.runtime.core.errors import (
     InvalidInput,
     SequenceEnded,
     SequenceError,
-    SequenceExpired,
     SnapshotsDisabled,
     StateCorrupt,
     StepConflict,
@@ -27,7 +26,7 @@ from services.runtime.core.errors import (
 from services.runtime.core.ids import SequenceName, checked_name
 from services.runtime.core.offload import sized
 from services.runtime.sequences.copies import Copies
-from services.runtime.sequences.decide import absent
+from services.runtime.sequences.decide import present
 from services.runtime.sequences.history import rewound
 from services.runtime.sequences.snapshot import FIELD, refuse_unfit
 from services.runtime.state.types import Absence, Durability, Position, Record, Stored
@@ -37,10 +36,9 @@ if TYPE_CHECKING:
 
     from services.runtime.core.clock import Clock
     from services.runtime.engine.served import Catalogue, ServedModel
-    from services.runtime.sequences.copies import Stores
     from services.runtime.sequences.sequences import Sequences
     from services.runtime.sequences.snapshot import SnapshotFormat
-    from services.runtime.state.store import StateStore
+    from services.runtime.state.store import StateStore, Stores
 
 FORKS_MAX: Final = 64
 """Sequences that one call makes."""
@@ -116,7 +114,7 @@ class Lifecycle:
             SequenceError: there is none; the class says why.
         """
         await self._settle(name)
-        return _present(await self._sequences.describe(name))
+        return present(await self._sequences.describe(name))
 
     async def end(self, name: SequenceName) -> Stored:
         """Ends a sequence without a last step; to end an ended one does nothing.
@@ -124,7 +122,7 @@ class Lifecycle:
         Raises:
             SequenceError: there is none.
         """
-        return _present(await self._sequences.end(name))
+        return present(await self._sequences.end(name))
 
     async def page(
         self, tenant: str, model: str, *, page_size: int = 0, page_token: str = "", live_only: bool = False
@@ -178,7 +176,7 @@ class Lifecycle:
         for one in made:
             if one is not None:
                 self._events.sequence_forked(name.model)
-        return [_present(found) for found in await _all([self._sequences.describe(target) for target in targets])]
+        return [present(found) for found in await _all([self._sequences.describe(target) for target in targets])]
 
     async def rewind(self, name: SequenceName, next_step: int) -> Stored:
         """Puts a live sequence back to where it took `next_step` next; what came after is dropped.
@@ -203,7 +201,7 @@ class Lifecycle:
             back = replace(record, position=Position(epoch, next_step), history=rewound(record.history, epoch))
             if await self._sequences.replace(name, found.record.position, back, continues=True) is None:
                 self._events.sequence_rewound(name.model)
-                return _present(await self._sequences.describe(name))
+                return present(await self._sequences.describe(name))
         raise StepConflict("the sequence moves on too fast to be rewound; try again")
 
     async def export(self, name: SequenceName, next_step: int | None) -> tuple[bytes, Stored]:
@@ -239,12 +237,12 @@ class Lifecycle:
         place = await self._copies.place(name, bare, "sequence_id")
         if await self._copies.put(name, bare, place, "sequence_id") is not None:
             self._events.sequence_imported(name.model)
-        return Found(name, _present(await self._sequences.describe(name)))
+        return Found(name, present(await self._sequences.describe(name)))
 
     async def _point(self, name: SequenceName, next_step: int | None) -> Stored:
         """The record to go on from: the committed one, or a kept checkpoint."""
         await self._settle(name)
-        found = _present(await self._sequences.describe(name))
+        found = present(await self._sequences.describe(name))
         if next_step is not None and next_step != found.record.position.step:
             found = await self._checkpoint(name, found, next_step)
         return _live(found)
@@ -305,18 +303,9 @@ async def _loaded(store: StateStore, names: Sequence[SequenceName]) -> list[Foun
     return found
 
 
-def _present(found: Stored | Absence) -> Stored:
-    """What is there, live or ended."""
-    if not isinstance(found, Stored):
-        raise absent(found)
-    if found.expired and not found.record.ended:
-        raise SequenceExpired("idle or alive for too long")
-    return found
-
-
 def _live(found: Stored | Absence) -> Stored:
     """What is there and can go on."""
-    stored = _present(found)
+    stored = present(found)
     if stored.record.ended:
         raise SequenceEnded(f"the last step was {stored.record.position.step - 1}")
     return stored

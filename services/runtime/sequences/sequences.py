@@ -24,7 +24,7 @@ from services.runtime.core.errors import (
 )
 from services.runtime.sequences.commits import Commits
 from services.runtime.sequences.contract import Standing, StepContext, Taken
-from services.runtime.sequences.decide import Recompute, Replay, Run, decide, keep_replies, standing, start_over
+from services.runtime.sequences.decide import Recompute, Replay, Run, decide, keep_replies, present, start_over
 from services.runtime.sequences.heads import Heads
 from services.runtime.sequences.history import descends, extended
 from services.runtime.sequences.lanes import Lanes
@@ -125,7 +125,7 @@ class Sequences:
         if at is None:
             return None
         # The head was pushed out, which it is only when it is committed, or fenced off.
-        record = standing(await self._commits.load(name))
+        record = present(await self._commits.load(name)).record
         if record.position.epoch != at.epoch or record.position.step < at.step:
             raise StepConflict("the sequence has gone on elsewhere, without the last steps of this stream; resume it")
         return record.position.step - 1
@@ -252,7 +252,7 @@ class Sequences:
         for _ in range(ATTEMPTS_MAX):
             with suppress(SequenceError):  # then the head has gone, and the store knows better
                 await self._heads.settle(name)
-            record = standing(await self._commits.load(name))
+            record = present(await self._commits.load(name)).record
             if been is not None and descends(record, *been) is False:
                 if told is not None and record.position.epoch < told.epoch:
                     raise SequenceNotFound("the store has lost the sequence, and has an earlier one of that name")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from services.runtime.state.types import Durability
+
 if TYPE_CHECKING:
     from services.runtime.core.ids import SequenceName
     from services.runtime.state.types import Absence, Position, Record, Stored, Terms
@@ -90,3 +92,14 @@ class StateStore(Protocol):
     async def close(self) -> None:
         """Gives back connections; no call may follow."""
         ...
+
+
+class Stores(NamedTuple):
+    """Where sequences are kept: in the store that replicas share, or in this replica's memory."""
+
+    shared: StateStore
+    local: StateStore
+
+    def of(self, durability: Durability) -> StateStore:
+        """That of sequences with `durability`."""
+        return self.local if durability is Durability.NONE else self.shared
