@@ -216,6 +216,7 @@ class Batcher:
     def _settle(self, batch: Batch[Payload], started: float, size: int, outcome: _Outcome) -> None:
         known = self._expected_s.get(size, outcome.run_s)
         self._expected_s[size] = known + SMOOTHING * (outcome.run_s - known)
+        self._scheduler.run_s += SMOOTHING * (outcome.run_s - self._scheduler.run_s)
         for entry, result in zip(batch.entries, outcome.results, strict=True):
             future = entry.payload[1]
             if future.done():  # its caller has gone

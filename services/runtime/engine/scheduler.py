@@ -5,11 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from operator import attrgetter
+from typing import Final, Generic, TypeVar
 
 from services.runtime.core.errors import CapacityExceeded
 
 T = TypeVar("T")
+
+PATIENCE_S: Final = 1.0
+"""A step without a deadline is due so long after it came: one that is in a hurry passes it, but not for ever."""
+
+RETRY_DELAY_S: Final = (0.05, 5.0)
+"""Least and longest time that a client is asked to wait before it tries a full queue again."""
+
+_by_due = attrgetter("due")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +46,13 @@ class BatchLimits:
 
 @dataclass(slots=True, eq=False)
 class Entry(Generic[T]):
-    """One step that waits. `deadline` and `admitted` are monotonic times in seconds."""
+    """One step that waits. `deadline`, `admitted` and `due`, which orders the queue, are monotonic times in seconds."""
 
     payload: T
     timesteps: int
     deadline: float | None
     admitted: float = 0.0
+    due: float = 0.0
 
 
 @dataclass(slots=True)
@@ -54,11 +64,20 @@ class Batch(Generic[T]):
 
 
 class Scheduler(Generic[T]):
-    """A bounded queue in order of arrival; whoever is ready joins the next run."""
+    """A bounded queue, the most urgent first; whoever is ready joins the next run.
+
+    Urgent is whose deadline is near. Steps without one keep their order of arrival, and none is passed by steps that
+    come PATIENCE_S after it.
+
+    Attributes:
+        run_s: about how long a run takes, which its owner learns; tells how long a full queue takes to empty.
+    """
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._queue: deque[Entry[T]] = deque()  # bounded by queue_max in `admit`
+        self._in_order = True
+        self.run_s = 0.0
 
     def __len__(self) -> int:
         """Steps that wait."""
@@ -75,10 +94,15 @@ class Scheduler(Generic[T]):
         Raises:
             CapacityExceeded: the queue is full.
         """
-        if len(self._queue) >= self._limits.queue_max:
-            raise CapacityExceeded(f"{self._limits.queue_max} steps wait already")
+        queue = self._queue
+        if len(queue) >= self._limits.queue_max:
+            raise CapacityExceeded(f"{len(queue)} steps wait already", retry_delay_s=self._retry_delay_s())
         entry.admitted = now
-        self._queue.append(entry)
+        entry.due = now + PATIENCE_S
+        if entry.deadline is not None and entry.deadline < entry.due:
+            entry.due = entry.deadline
+            self._in_order = self._in_order and not (queue and queue[-1].due > entry.due)
+        queue.append(entry)
 
     def cancel(self, entry: Entry[T]) -> None:
         """Forgets a step whose client has gone; nothing happens if it is no longer waiting."""
@@ -89,12 +113,16 @@ class Scheduler(Generic[T]):
         """When the next run may start; None while nobody waits."""
         if not self._queue:
             return None
-        if self.full:
+        delay_s = self._limits.delay_s_max
+        if not delay_s or self.full:
             return self._queue[0].admitted
-        return self._queue[0].admitted + self._limits.delay_s_max
+        return min(entry.admitted for entry in self._queue) + delay_s
 
     def next_batch(self, now: float) -> Batch[T]:
-        """Takes the next run out of the queue: the oldest step, and all that fit beside it without much padding."""
+        """Takes the next run out of the queue: the most urgent step and all that fit beside it without much padding."""
+        if not self._in_order:
+            self._queue = deque(sorted(self._queue, key=_by_due))  # stable: equals stay in order of arrival
+            self._in_order = True
         batch: Batch[T] = Batch()
         left: deque[Entry[T]] = deque()
         shortest = longest = 0
@@ -117,3 +145,8 @@ class Scheduler(Generic[T]):
     def _fits(self, shortest: int, longest: int, count: int) -> bool:
         limits = self._limits
         return longest - shortest <= max(limits.padding_max, shortest) and longest * count <= limits.cells_max
+
+    def _retry_delay_s(self) -> float:
+        """About how long the queue as it stands takes to empty."""
+        least, longest = RETRY_DELAY_S
+        return min(max(self.run_s * len(self._queue) / self._limits.batch_size_max, least), longest)
