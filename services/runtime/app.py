@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from statestream.common.v1 import lifecycle_service_pb2_grpc
 
 from models.common.manifest import ArtefactError
-from services.runtime.config import Settings, unknown_variables
+from services.runtime.config import Settings, threads, unknown_variables
 from services.runtime.core.clock import Clock, SystemClock
 from services.runtime.engine.batcher import Batcher
 from services.runtime.engine.scheduler import BatchLimits
@@ -223,11 +223,12 @@ class Server:
             inline_s_max=settings.inline_run_us_max / 1e6,
         )
         manifest = artefact.manifest
-        executor = ThreadPoolExecutor(settings.run_threads, thread_name_prefix=f"run-{manifest.name}")
+        at_once = threads(settings.run_threads)
+        executor = ThreadPoolExecutor(at_once, thread_name_prefix=f"run-{manifest.name}")
         return ServedModel(
             model_id=artefact.model_id,
             manifest=manifest,
-            batcher=Batcher(model, limits, self._clock, self.metrics, executor, threads=settings.run_threads),
+            batcher=Batcher(model, limits, self._clock, self.metrics, executor, threads=at_once),
             initial_state=tuple(state.initial_array() for state in manifest.states),
             features=task.load_features(artefact.folder),
         )

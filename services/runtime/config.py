@@ -19,10 +19,14 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.runtime.core.cores import usable_cores
 from services.runtime.core.redis_address import parse_redis_address
 
 _ARTEFACTS = Path(__file__).parents[2] / "models" / "artefacts"
 
+
+THREADS_MAX = 4
+"""More runs at once of one model than that do not make up for what they take from the event loop."""
 
 ELSEWHERE = {"STATESTREAM_DATA", "STATESTREAM_VERSION"}
 """Variables that training and docker-compose.yml read."""
@@ -116,8 +120,14 @@ class Settings(BaseSettings):
         ge=0,
         description="Runs expected to be shorter, in microseconds, take no thread; 0: all take one",
     )
-    run_threads: PositiveInt = Field(default=1, description="Runs of one model at the same time")
-    intra_op_threads: PositiveInt = Field(default=1, description="Threads of ONNX Runtime inside one run")
+    run_threads: NonNegativeInt = Field(
+        default=0, description="Runs of one model at the same time; 0: as many as there are cores, at most 4"
+    )
+    lone_run_threads: NonNegativeInt = Field(
+        default=0,
+        description="Threads of a small run that is alone, where they give the same bytes; 0: as above. "
+        "More than 1 keep each model in memory twice",
+    )
 
     # What is told.
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -160,6 +170,11 @@ class Settings(BaseSettings):
             if value and not value.rpartition(":")[2].isdigit():
                 raise ValueError(f"{name}: must be host:port")
         return self
+
+
+def threads(wanted: int) -> int:
+    """A number of threads as set; where it was left to the machine, its cores, at most THREADS_MAX."""
+    return wanted or min(usable_cores(), THREADS_MAX)
 
 
 def unknown_variables() -> list[str]:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from models.common.manifest import ArtefactError, Manifest, load_manifest, verify_files
+from services.runtime.config import threads
 from services.runtime.core.ids import ModelId
 from services.runtime.model.session import OnnxModel
 
@@ -59,6 +60,6 @@ def load(artefact: Artefact, settings: Settings) -> OnnxModel:
         ArtefactError: a file is missing or not the one that was exported.
     """
     verify_files(artefact.folder, artefact.manifest)
-    model = OnnxModel(artefact.folder, artefact.manifest, intra_op_threads=settings.intra_op_threads)
+    model = OnnxModel(artefact.folder, artefact.manifest, lone_threads=threads(settings.lone_run_threads))
     model.warm_up((1, settings.batch_size_max))
     return model

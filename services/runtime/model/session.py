@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 
-from models.common.manifest import MODEL_FILE, Manifest
+from models.common.manifest import BATCH_AXIS, MODEL_FILE, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,52 +17,95 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    Array = npt.NDArray[np.generic]
+
+_log = structlog.get_logger(__name__)
+
+LONE_ROWS_MAX: Final = 2
+"""Sequences up to which a run that is alone takes several threads: larger ones come where there are more to overlap."""
 
 # Builds of ONNX Runtime may report their use to Microsoft; a server of other people's data must not.
 cast("Any", ort).disable_telemetry_events()
 
 
 class OnnxModel:
-    """One ONNX graph, ready to run from any thread. Weights stay constant initialisers and are pre-packed once."""
+    """One ONNX graph, ready to run from any thread.
 
-    def __init__(self, folder: Path, manifest: Manifest, *, intra_op_threads: int = 1) -> None:
-        options = cast("Any", ort.SessionOptions())
-        # One thread and no spinning beats two wherever cores are shared with the server: docs/benchmarks.md.
-        options.intra_op_num_threads = intra_op_threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # warnings of the optimiser are for whoever exports
-        self._session = ort.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+    Runs that overlap take one thread each: two of them at a time do more than two threads in one (docs/benchmarks.md).
+    A run of few rows that finds no other in progress takes `lone_threads`, if they give the same bytes; the graph is
+    then in memory twice.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, lone_threads: int = 1) -> None:
         self._manifest = manifest
+        self._session = _session(folder / MODEL_FILE, 1)
+        self._lone = _session(folder / MODEL_FILE, lone_threads) if lone_threads > 1 else None
+        self._counting = Lock()
+        self._running = 0
+        self._rows_of = manifest.features()[0].name
 
     @property
     def manifest(self) -> Manifest:
         """Description of the graph."""
         return self._manifest
 
-    def run(
-        self, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[np.generic]]
-    ) -> list[npt.NDArray[np.generic]]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
         """The named outputs for time-major inputs (T, N, ...), lengths (N,) and states (L, N, H)."""
-        return cast("list[npt.NDArray[np.generic]]", self._session.run(outputs, feeds))
+        with self._counting:
+            alone = not self._running
+            self._running += 1
+        try:
+            session = self._session
+            if alone and self._lone is not None and feeds[self._rows_of].shape[BATCH_AXIS] <= LONE_ROWS_MAX:
+                session = self._lone
+            return cast("list[Array]", session.run(outputs, feeds))
+        finally:
+            with self._counting:
+                self._running -= 1
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """First runs, which allocate and pack, before a client waits for one."""
-        wanted = [spec.name for spec in self._manifest.outputs]
+        wanted = [spec.name for spec in self._manifest.outputs] + [state.output for state in self._manifest.states]
         for size in batch_sizes:
-            self.run(wanted, _zero_feeds(self._manifest, size))
+            self._session.run(wanted, _feeds(self._manifest, size, timesteps=1))
+        for size in range(1, LONE_ROWS_MAX + 1):
+            for timesteps in (1, min(8, self._manifest.chunk_timesteps_max)):
+                self._compare(wanted, _feeds(self._manifest, size, timesteps))
+
+    def _compare(self, wanted: Sequence[str], feeds: Mapping[str, Array]) -> None:
+        """Gives up running on several threads where it shows in the results: a reply must not tell who was there."""
+        if self._lone is None:
+            return
+        one, several = (cast("list[Array]", session.run(wanted, feeds)) for session in (self._session, self._lone))
+        if any(a.tobytes() != b.tobytes() for a, b in zip(one, several, strict=True)):
+            self._lone = None
+            _log.info("several threads give other bits, so each run takes one", model=self._manifest.name)
 
 
-def _zero_feeds(manifest: Manifest, batch_size: int) -> dict[str, npt.NDArray[np.generic]]:
-    feeds: dict[str, npt.NDArray[np.generic]] = {}
+def _session(path: Path, threads: int) -> Any:  # noqa: ANN401 - the runtime's own types are partly unknown
+    options = cast("Any", ort.SessionOptions())
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Threads that wait asleep cost a lone run a third of its speed; once it is done nobody spins.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3  # warnings of the optimiser are for whoever exports
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _feeds(manifest: Manifest, batch_size: int, timesteps: int) -> dict[str, Array]:
+    """Inputs of the right shape: floats drawn at random, everything else 0, which every vocabulary has."""
+    generator = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
     for spec in manifest.features():
-        sizes = {"time": 1, "batch": batch_size}
+        sizes = {"time": timesteps, "batch": batch_size}
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.dims]
-        feeds[spec.name] = np.zeros(shape, dtype=spec.dtype)
+        drawn = generator.standard_normal(shape) if spec.dtype.startswith("float") else np.zeros(shape)
+        feeds[spec.name] = drawn.astype(spec.dtype)
     lengths = manifest.lengths()
     if lengths is not None:
-        feeds[lengths.name] = np.ones(batch_size, dtype=lengths.dtype)
+        feeds[lengths.name] = np.full(batch_size, timesteps, dtype=lengths.dtype)
     for state in manifest.states:
-        feeds[state.input] = np.stack([state.initial_array()] * batch_size, axis=1)
+        feeds[state.input] = np.stack([state.initial_array()] * batch_size, axis=BATCH_AXIS)
     return feeds
