@@ -23,6 +23,7 @@ from services.runtime.engine.served import Catalogue, ServedModel
 from services.runtime.model.registry import Artefact, find_artefacts, load
 from services.runtime.observability.logs import configure_logs
 from services.runtime.observability.metrics import Metrics
+from services.runtime.repository.repository import Repository
 from services.runtime.sequences.contract import SequencePolicy
 from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
@@ -96,6 +97,7 @@ class Server:
         self._owns_store = store is None
         self._store = store or make_store(settings, self._clock, self.metrics)
         self._catalogue = Catalogue()
+        self._repository = Repository()
         self._drain = Drain()
         self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)
         # The published stubs do not know the asyncio servicer.
@@ -147,7 +149,7 @@ class Server:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
             ],
         )
-        runtime = Runtime(self._catalogue, self._sequences, self._clock, self._drain, self.metrics)
+        runtime = Runtime(self._catalogue, self._sequences, self._clock, self._drain, self.metrics, self._repository)
         for task in self._tasks:
             task.register(server, runtime)
         lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(
@@ -230,7 +232,7 @@ class Server:
             manifest=manifest,
             batcher=Batcher(model, limits, self._clock, self.metrics, executor, threads=at_once),
             initial_state=tuple(state.initial_array() for state in manifest.states),
-            features=task.load_features(artefact.folder),
+            features=task.load_features(artefact.folder) if task.load_features else None,
         )
 
 

@@ -65,7 +65,9 @@ async def _steps(runtime: Runtime, number: int) -> None:
 async def _run(sequences: int, settings: Settings) -> pstats.Stats:
     server, profile = Server(settings, (TASK,)), cProfile.Profile()
     await server.start()
-    runtime = Runtime(server._catalogue, server._sequences, server._clock, server._drain, server.metrics)
+    runtime = Runtime(
+        server._catalogue, server._sequences, server._clock, server._drain, server.metrics, server._repository
+    )
     await asyncio.gather(*(_steps(runtime, number) for number in range(sequences)))
     with _profiled(profile):
         await asyncio.gather(*(_steps(runtime, number) for number in range(sequences)))

@@ -93,7 +93,7 @@ class Replica:
         self.drain = Drain()
         self.gate = Gate(64, 64, NoEvents())
         self.server = Server(node, world.loop, world.rng, self.gate, world.broke)
-        runtime = Runtime(catalogue, self.sequences, node, self.drain, NoEvents())
+        runtime = Runtime(catalogue, self.sequences, node, self.drain, NoEvents(), cast("Any", None))
         task = toy_task(world.ledger.derived, lambda model: model.model_id.version)
         self.server.add_stream(
             METHOD, lambda requests, context: serve_stream(task, runtime, requests, context), Request.FromString

@@ -3,6 +3,8 @@
 StatestreamError
 ├── InvalidInput                INVALID_INPUT           fix the request; `field` says where
 ├── UnknownModel                MODEL_NOT_FOUND         ask for a model that is served
+├── ModelNotLoaded              MODEL_NOT_LOADED        the files of that model cannot be served
+├── ModelControlDisabled        MODEL_CONTROL_DISABLED  the server does not load models by calls
 ├── SequenceError
 │   ├── SequenceNotFound        SEQUENCE_NOT_FOUND      never started, or forgotten: start it
 │   ├── SequenceExpired         SEQUENCE_EXPIRED        idle or alive too long: start again
@@ -47,7 +49,9 @@ __all__ = [
     "DeadlineExceeded",
     "Draining",
     "InvalidInput",
+    "ModelControlDisabled",
     "ModelFailure",
+    "ModelNotLoaded",
     "ModelVersionGone",
     "NotReady",
     "ReplayBufferFull",
@@ -119,6 +123,20 @@ class UnknownModel(StatestreamError):
 
     default_reason = "MODEL_NOT_FOUND"
     default_code = grpc.StatusCode.NOT_FOUND
+
+
+class ModelNotLoaded(StatestreamError):
+    """What the server has of a model cannot be served; the message says why."""
+
+    default_reason = "MODEL_NOT_LOADED"
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class ModelControlDisabled(StatestreamError):
+    """The server loads and unloads its models by itself, not by calls."""
+
+    default_reason = "MODEL_CONTROL_DISABLED"
+    default_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class SequenceError(StatestreamError):

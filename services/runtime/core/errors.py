@@ -3,6 +3,8 @@
 StatestreamError
 ├── InvalidInput                INVALID_INPUT           fix the request; names the field
 ├── UnknownModel                MODEL_NOT_FOUND         ask for a model that is served
+├── ModelNotLoaded              MODEL_NOT_LOADED        its files cannot be served: mend them, load it again
+├── ModelControlDisabled        MODEL_CONTROL_DISABLED  models are not loaded by calls here
 ├── SequenceError
 │   ├── SequenceNotFound        SEQUENCE_NOT_FOUND      never started, or forgotten: start it
 │   ├── SequenceExpired         SEQUENCE_EXPIRED        idle or alive too long: start again
@@ -72,6 +74,18 @@ class UnknownModel(StatestreamError):
     """No such model, or no such version of it, is served here."""
 
     reason = "MODEL_NOT_FOUND"
+
+
+class ModelNotLoaded(StatestreamError):
+    """What the repository holds of a model cannot be served; the message says why, without a path of the machine."""
+
+    reason = "MODEL_NOT_LOADED"
+
+
+class ModelControlDisabled(StatestreamError):
+    """Models are loaded and unloaded by themselves here, not by calls."""
+
+    reason = "MODEL_CONTROL_DISABLED"
 
 
 class SequenceError(StatestreamError):

@@ -19,6 +19,8 @@ ERROR_DOMAIN = "statestream"
 CODES: dict[type[errors.StatestreamError], int] = {
     errors.InvalidInput: code_pb2.INVALID_ARGUMENT,
     errors.UnknownModel: code_pb2.NOT_FOUND,
+    errors.ModelNotLoaded: code_pb2.FAILED_PRECONDITION,
+    errors.ModelControlDisabled: code_pb2.FAILED_PRECONDITION,
     errors.SequenceNotFound: code_pb2.NOT_FOUND,
     errors.SequenceExpired: code_pb2.NOT_FOUND,
     errors.SequenceEvicted: code_pb2.NOT_FOUND,

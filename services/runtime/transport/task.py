@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from services.runtime.core.clock import Clock
     from services.runtime.engine.served import Catalogue
+    from services.runtime.repository.repository import Repository
     from services.runtime.sequences.sequences import Sequences
     from services.runtime.transport.drain import Drain
 
@@ -34,6 +35,7 @@ class Runtime:
     clock: Clock
     drain: Drain
     events: StreamEvents
+    repository: Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +45,13 @@ class Task:
     Attributes:
         service: full name of the gRPC service, for health and reflection.
         register: adds the servicer to a server.
-        load_features: makes of an artefact's folder what the codec needs (a vocabulary), once per model version.
+        load_features: makes of an artefact's folder what the codec needs (a vocabulary), once per version of each model
+            whose manifest names this task; None: nothing.
+        serves_all: it has no model of its own name, but serves every model of the repository.
     """
 
     name: str
     service: str
     register: Callable[[grpc.aio.Server, Runtime], None]
-    load_features: Callable[[Path], object]
+    load_features: Callable[[Path], object] | None = None
+    serves_all: bool = False

@@ -1,0 +1,1 @@
+"""Which versions of which models are served: found in folders, loaded, retired, unloaded."""
