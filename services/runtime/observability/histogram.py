@@ -44,7 +44,8 @@ class FastHistogram(Collector):
         self._name = name
         self._documentation = documentation
         self._labelnames = labels
-        self._bounds = tuple(buckets)
+        # As the library has them: "1.0" and not "1", whether one process tells its metrics or several.
+        self._bounds = tuple(map(float, buckets))
         self._series: dict[tuple[str, ...], Series] = {}
         registry.register(self)
 

@@ -49,28 +49,52 @@ class Metrics(SequenceMetrics):
         self._call_seconds = Histogram(
             "statestream_request_seconds", "Duration of calls", ("method",), buckets=SECONDS, registry=registry
         )
-        self._open = Gauge("statestream_calls_open", "Calls in progress", ("method",), registry=registry)
+        self._open = Gauge(
+            "statestream_calls_open", "Calls in progress", ("method",), multiprocess_mode="livesum", registry=registry
+        )
         self._messages = Counter("statestream_stream_messages", "Steps asked for on streams", model, registry=registry)
         self._batch_size = FastHistogram("statestream_batch_size", "Sequences in a run", model, SIZES, registry)
-        self._queue = Gauge("statestream_queue_length", "Steps that wait for a run", model, registry=registry)
+        self._queue = Gauge(
+            "statestream_queue_length",
+            "Steps that wait for a run",
+            model,
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self._model_info = Gauge(
-            "statestream_model_info", "Model versions served", ("model", "version", "digest"), registry=registry
+            "statestream_model_info",
+            "Model versions served",
+            ("model", "version", "digest"),
+            multiprocess_mode="livemax",
+            registry=registry,
         )
         self._state_bytes = Gauge(
-            "statestream_model_state_bytes", "State tensors of one sequence", model, registry=registry
+            "statestream_model_state_bytes",
+            "State tensors of one sequence",
+            model,
+            multiprocess_mode="livemax",
+            registry=registry,
         )
         state = ("model", "state")
         self._state_rms = Gauge(
-            "statestream_state_rms", "Root mean square of a state tensor, sampled", state, registry=registry
+            "statestream_state_rms",
+            "Root mean square of a state tensor, sampled",
+            state,
+            multiprocess_mode="livemax",
+            registry=registry,
         )
         self._state_saturated = Gauge(
             "statestream_state_saturated_ratio",
             "Share of a state tensor where tanh is within 1 % of its bounds, sampled",
             state,
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self._circuit_open = Gauge(
-            "statestream_store_circuit_open", "Servers of the state store given up for now", registry=registry
+            "statestream_store_circuit_open",
+            "Servers of the state store given up for now",
+            multiprocess_mode="livemax",
+            registry=registry,
         )
         # On the hot path labels() costs more than the counting itself.
         self._messages_of = lru_cache(maxsize=None)(self._messages.labels)

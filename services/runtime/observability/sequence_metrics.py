@@ -50,7 +50,10 @@ class SequenceMetrics:
             registry=registry,
         )
         self._uncommitted = Gauge(
-            "statestream_uncommitted_steps", "Steps answered and not committed yet", registry=registry
+            "statestream_uncommitted_steps",
+            "Steps answered and not committed yet",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self._conflicts = Counter(
             "statestream_step_conflicts", "Commits that found the sequence moved by others", model, registry=registry
