@@ -92,7 +92,7 @@ class Batcher:
         self._scheduler: Scheduler[Payload] = Scheduler(limits)
         self._clock = clock
         self._events = events
-        self._idle_threads = threads
+        self._threads = self._idle_threads = threads
         self._executor = executor
         self._wake_up: asyncio.Handle | None = None
         self._limits = limits
@@ -100,6 +100,16 @@ class Batcher:
         self._delayed = False
         self._runs = 0
         self._closed = False
+
+    @property
+    def runs(self) -> int:
+        """Runs begun so far: who sees the same number twice knows that nobody has used the model in between."""
+        return self._runs
+
+    @property
+    def busy(self) -> bool:
+        """True while a step waits or runs."""
+        return len(self._scheduler) > 0 or self._idle_threads < self._threads
 
     async def step(
         self, inputs: tuple[Array, ...], state: tuple[Array, ...], *, deadline: float | None = None
