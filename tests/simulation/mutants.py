@@ -26,6 +26,7 @@ class Mutant(NamedTuple):
 
 
 SEQUENCES = "services.runtime.sequences.sequences"
+COMPUTE = "services.runtime.sequences.compute"
 DECIDE = "services.runtime.sequences.decide"
 HEADS = "services.runtime.sequences.heads"
 COMMITS = "services.runtime.sequences.commits"
@@ -37,10 +38,13 @@ MUTANTS = {
     "the epoch of a stream is not compared": Mutant(
         DECIDE, "fenced = request.epoch not in (None, record.position.epoch)", "fenced = False"
     ),
+    "the short way does not compare epochs": Mutant(
+        SEQUENCES, "request.step == at.step and request.epoch == at.epoch", "request.step == at.step"
+    ),
     "a conflict of a commit is ignored": Mutant(COMMITS, "return conflict.found", "return None"),
     "a step is committed before it is run": Mutant(
         SEQUENCES,
-        "        record, reply = await self._compute(name, request, run, fold, committed)\n",
+        "        record, reply = await self._compute.step(name, request, run, fold, committed)\n",
         "        if run.base is not None:\n"
         "            import dataclasses\n"
         "            early = dataclasses.replace(\n"
@@ -48,7 +52,7 @@ MUTANTS = {
         "            )\n"
         "            await self._commits.commit(name, run.expected, early)\n"
         "            run = run._replace(expected=early.position)\n"
-        "        record, reply = await self._compute(name, request, run, fold, committed)\n",
+        "        record, reply = await self._compute.step(name, request, run, fold, committed)\n",
     ),
     "a reply leaves before its commit": Mutant(
         SEQUENCES,
@@ -65,7 +69,7 @@ MUTANTS = {
         "self.new_epoch()",
     ),
     "a step is counted twice": Mutant(
-        SEQUENCES,
+        COMPUTE,
         "Position(position.epoch, position.step + 1),",
         "Position(position.epoch, position.step + (2 if position.step == 3 else 1)),",
     ),
@@ -91,10 +95,10 @@ MUTANTS = {
         "            if found is None or not fresh:\n                return taken\n",
     ),
     "a reply is computed again from the wrong carry": Mutant(
-        SEQUENCES, "await fold(context, record.previous)", "await fold(context, record.carry or record.previous)"
+        COMPUTE, "await fold(context, record.previous)", "await fold(context, record.carry or record.previous)"
     ),
     "the version of a sequence is not pinned": Mutant(
-        SEQUENCES,
+        COMPUTE,
         "model = self._catalogue.pinned(base.model if base else request.model)",
         "model = self._catalogue.find(request.model.name)",
     ),

@@ -23,12 +23,13 @@ from services.runtime.core.errors import (
     StepContentMismatch,
 )
 from services.runtime.sequences.commits import Commits
-from services.runtime.sequences.contract import Standing, StepContext, Taken
-from services.runtime.sequences.decide import Recompute, Replay, Run, decide, keep_replies, present, start_over
+from services.runtime.sequences.compute import Compute
+from services.runtime.sequences.contract import Standing, Taken
+from services.runtime.sequences.decide import Recompute, Replay, Run, decide, present, start_over
 from services.runtime.sequences.heads import Heads
-from services.runtime.sequences.history import descends, extended
+from services.runtime.sequences.history import descends
 from services.runtime.sequences.lanes import Lanes
-from services.runtime.state.types import Absence, Carry, Durability, Position, Record, Stored, StoredReply
+from services.runtime.state.types import Absence, Durability, Record, Stored
 
 if TYPE_CHECKING:
     from services.runtime.core.clock import Clock
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from services.runtime.engine.served import Catalogue
     from services.runtime.sequences.contract import Fold, SequenceEvents, SequencePolicy, Spot, Told
     from services.runtime.sequences.decide import Decision, StepRequest
+    from services.runtime.sequences.heads import Head
     from services.runtime.state.cache import RecordCache
     from services.runtime.state.store import StateStore
+    from services.runtime.state.types import Position
 
 ATTEMPTS_MAX: Final = 4
 """Runs of one request: a stale cache and lost races cost one each."""
@@ -62,6 +65,7 @@ class Sequences:
         self._commits = Commits(catalogue, store, local, cache, policy, clock, events)
         self._heads = Heads(self._commits, policy, clock, events)
         self._lanes = Lanes(policy.waiters_max)
+        self._compute = Compute(catalogue, policy)
 
     @property
     def uncommitted(self) -> int:
@@ -175,13 +179,18 @@ class Sequences:
         return self._commits.new_epoch() - epoch < self._policy.retention_ms * 1000
 
     async def _attempt(self, name: SequenceName, request: StepRequest, fold: Fold) -> Taken:
+        head = self._heads.get(name)
+        if head is not None and _goes_on(head.record.position, request):
+            self._events.cache_looked_up(name.model, hit=True)
+            return await self._run_ahead(name, request, head, fold)
         decision, fresh = await self._first_decision(name, request)
         for _ in range(ATTEMPTS_MAX):
             if isinstance(decision, Replay | Recompute):
                 return await self._answer_again(name, request, decision, fold)
             if decision.base is not None and decision.base.durability is Durability.CHECKPOINT:
                 if not request.end:
-                    return await self._run_ahead(name, request, decision, decision.base, fold)
+                    head = self._heads.get(name) or self._heads.open(name, decision.base)
+                    return await self._run_ahead(name, request, head, fold)
                 await self._heads.settle(name)
             taken, found = await self._run(name, request, decision, fold)
             if found is None:
@@ -267,14 +276,15 @@ class Sequences:
                 return fenced, record.position
         raise StepConflict("the sequence moves on too fast to be taken up; try again")
 
-    async def _run_ahead(self, name: SequenceName, request: StepRequest, run: Run, base: Record, fold: Fold) -> Taken:
-        """Computes and answers; the commit follows."""
-        head = self._heads.get(name) or self._heads.open(name, base)
+    async def _run_ahead(self, name: SequenceName, request: StepRequest, head: Head, fold: Fold) -> Taken:
+        """Computes the next step of `head` and answers; the commit follows."""
         if head.uncommitted >= self._policy.uncommitted_max:
             await self._heads.settle(name)
+        base = head.record
+        run = Run(base.position, base.position, base)
         head.steps += 1
         try:
-            record, reply = await self._compute(name, request, run, fold, head.committed_step)
+            record, reply = await self._compute.step(name, request, run, fold, head.committed_step)
         finally:
             head.steps -= 1
         if head.failure is not None:
@@ -288,7 +298,7 @@ class Sequences:
         """Computes and commits; the second part is what the commit found if it was not made."""
         durability = run.base.durability if run.base else request.durability
         committed = None if durability is Durability.NONE else run.position.step
-        record, reply = await self._compute(name, request, run, fold, committed)
+        record, reply = await self._compute.step(name, request, run, fold, committed)
         found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)
         if run.base is not None and _is_older(found, run.base):
             self._events.loss_detected(name.model, healed=True)
@@ -312,32 +322,6 @@ class Sequences:
             with suppress(CapacityExceeded):  # the step that wants to run ahead is told
                 self._heads.open(name, record)
 
-    async def _compute(
-        self, name: SequenceName, request: StepRequest, run: Run, fold: Fold, committed_step: int | None
-    ) -> tuple[Record, bytes]:
-        """The record after the step, and the reply."""
-        base, position = run.base, run.position
-        model = self._catalogue.pinned(base.model if base else request.model)
-        durability = base.durability if base else request.durability
-        history = extended(base, request.digest, model.model_id)
-        context = StepContext(
-            name.sequence_id, position, model, durability, request.end, run.replaces_live, committed_step, history
-        )
-        before = base.carry if base and base.carry else Carry(model.initial_state, b"")
-        reply, after = await fold(context, before)
-        large = len(reply) > self._policy.reply_bytes_max
-        stored = StoredReply(position.step, request.digest, b"" if large else reply)
-        record = Record(
-            Position(position.epoch, position.step + 1),
-            model.model_id,
-            durability,
-            None if request.end else after,
-            keep_replies(base, stored, self._policy.replies_kept),
-            history,
-            before if large else None,
-        )
-        return record, reply
-
     async def _answer_again(
         self, name: SequenceName, request: StepRequest, decision: Replay | Recompute, fold: Fold
     ) -> Taken:
@@ -351,29 +335,20 @@ class Sequences:
             epoch = record.position.epoch
         if isinstance(decision, Replay):
             return Taken(decision.stored.reply, epoch, decision.stored.step + 1, ahead)
-        return Taken(await self._recompute(name, request, record, fold), epoch, record.position.step, ahead)
+        again = await self._compute.again(name, request, record, fold, self._committed_step(name, record))
+        return Taken(again, epoch, record.position.step, ahead)
 
-    async def _recompute(self, name: SequenceName, request: StepRequest, record: Record, fold: Fold) -> bytes:
-        """The reply to the latest step, which was too large to keep."""
-        step, head = record.position.step - 1, self._heads.get(name)
+    def _committed_step(self, name: SequenceName, record: Record) -> int | None:
+        """The last step that the store holds of a sequence whose latest one is computed again."""
+        head = self._heads.get(name)
         if head is not None:  # the step may not be committed yet
-            committed_step = head.committed_step
-        else:
-            committed_step = None if record.durability is Durability.NONE else step
-        context = StepContext(
-            sequence_id=name.sequence_id,
-            position=Position(record.position.epoch if request.epoch is None else request.epoch, step),
-            model=self._catalogue.pinned(record.model),
-            durability=record.durability,
-            end=request.end,
-            replaces_live=False,
-            committed_step=committed_step,
-            history=record.history,
-        )
-        if record.previous is None:
-            raise AssertionError("only what has a previous carry is computed again")
-        reply, _ = await fold(context, record.previous)
-        return reply
+            return head.committed_step
+        return None if record.durability is Durability.NONE else record.position.step - 1
+
+
+def _goes_on(at: Position, request: StepRequest) -> bool:
+    """True for the next step of a stream that works in the epoch of a head: `decide` could only say to run it."""
+    return request.step == at.step and request.epoch == at.epoch and not (request.start or request.end)
 
 
 def _as_found(record: Record) -> Stored:
