@@ -38,9 +38,6 @@ MUTANTS = {
     "the epoch of a stream is not compared": Mutant(
         DECIDE, "fenced = request.epoch not in (None, record.position.epoch)", "fenced = False"
     ),
-    "the short way does not compare epochs": Mutant(
-        SEQUENCES, "request.step == at.step and request.epoch == at.epoch", "request.step == at.step"
-    ),
     "a conflict of a commit is ignored": Mutant(COMMITS, "return conflict.found", "return None"),
     "a step is committed before it is run": Mutant(
         SEQUENCES,

@@ -189,4 +189,7 @@ def keep_replies(base: Record | None, new: StoredReply, count: int) -> tuple[Sto
     """
     kept = (*(base.replies if base else ()), new)
     recent = kept[-count:]
-    return recent if recent[0] is kept[0] else (kept[0]._replace(reply=b""), *recent)
+    first = kept[0]
+    if recent[0] is first:
+        return recent
+    return (first._replace(reply=b"") if first.reply else first, *recent)
