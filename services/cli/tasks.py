@@ -20,8 +20,8 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(found.parent.name for folder in folders for found in folder.glob("*/servicer.py")))
 
 
-def discover(names: Collection[str] | None = None) -> tuple[Task, ...]:
-    """The named tasks, all if None, in the order of their names; imports their servicers and nothing else.
+def modules(names: Collection[str] | None = None) -> tuple[str, ...]:
+    """Modules with the `TASK` of the named tasks, of all if None, in the order of their names; imports none of them.
 
     Raises:
         ValueError: a name is not that of a task.
@@ -30,5 +30,13 @@ def discover(names: Collection[str] | None = None) -> tuple[Task, ...]:
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise ValueError(f"no such task: {', '.join(unknown)}; there are: {', '.join(known)}")
-    wanted = known if names is None else tuple(name for name in known if name in names)
-    return tuple(cast("Task", import_module(f"services.{name}.servicer").TASK) for name in wanted)
+    return tuple(f"services.{name}.servicer" for name in known if names is None or name in names)
+
+
+def discover(names: Collection[str] | None = None) -> tuple[Task, ...]:
+    """The named tasks, all if None, in the order of their names; imports their servicers and nothing else.
+
+    Raises:
+        ValueError: a name is not that of a task.
+    """
+    return tuple(cast("Task", import_module(module).TASK) for module in modules(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -45,8 +46,10 @@ if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from services.runtime.model.session import OnnxModel
+    from services.runtime.observability.shared import Copier
     from services.runtime.state.redis.breaker import StoreEvents
     from services.runtime.state.store import StateStore
+    from services.runtime.workers.link import Link
 
 _log = structlog.get_logger(__name__)
 
@@ -78,7 +81,8 @@ def make_records(settings: Settings) -> RecordFormat:
 class Server:
     """One process that serves some tasks. A `store` that is handed in stays its owner's to close.
 
-    `start` returns when the models are warm and health says SERVING; `stop` lets calls in progress finish.
+    `start` returns when the models are warm and health says SERVING; `stop` lets calls in progress finish. With a
+    `shared_port` others listen beside it: it opens the port only once it serves, since what comes would not go to them.
     """
 
     def __init__(
@@ -89,8 +93,10 @@ class Server:
         clock: Clock | None = None,
         store: StateStore | None = None,
         registry: prometheus_client.CollectorRegistry | None = None,
+        shared_port: bool = False,
     ) -> None:
         self._settings = settings
+        self._shared_port = shared_port
         self._tasks = tasks
         self._clock = clock or SystemClock()
         self.metrics = Metrics(registry or prometheus_client.CollectorRegistry())
@@ -143,7 +149,7 @@ class Server:
             interceptors=[self._gate],
             options=[
                 ("grpc.max_receive_message_length", self._settings.message_bytes_max),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._shared_port)),
                 ("grpc.keepalive_time_ms", 60_000),
                 # A balancer may ask every second whether this replica hangs.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
@@ -173,20 +179,25 @@ class Server:
         # The stock health servicer starts out SERVING.
         for service in ("", *self._services()):
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
-        try:
-            self.port = self._server.add_insecure_port(self._settings.listen)
-        except RuntimeError as error:
-            raise OSError(f"listen: cannot bind {self._settings.listen}") from error
         if self._settings.metrics_listen:
             host, _, port = self._settings.metrics_listen.rpartition(":")
             self._metrics_server = prometheus_client.start_http_server(int(port), host, registry=self.metrics.registry)
-        await self._server.start()
+        if not self._shared_port:
+            await self._listen()
         for task in self._tasks:
             await self._load(task)
         self._gate.open()
         for service in ("", *self._services()):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        _log.info("serving", port=self.port, tasks=[task.name for task in self._tasks], store=self._settings.store)
+        if self._shared_port:
+            await self._listen()
+
+    async def _listen(self) -> None:
+        try:
+            self.port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError as error:
+            raise OSError(f"listen: cannot bind {self._settings.listen}") from error
+        await self._server.start()
 
     @property
     def metrics_port(self) -> int:
@@ -236,33 +247,45 @@ class Server:
         )
 
 
-async def serve(settings: Settings, tasks: Sequence[Task]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+async def serve(settings: Settings, tasks: Sequence[Task], link: Link | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, or until the supervisor at the other end of `link` is gone; then drains.
 
     Raises:
         ArtefactError, OSError: it cannot start.
     """
-    configure_logs(settings.log_level, settings.log_format)
-    for name in unknown_variables():
-        _log.warning("no such setting", variable=name)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    server = Server(settings, tasks)
+    server = Server(settings, tasks, shared_port=link is not None)
+    copier: Copier | None = None
     try:
+        if link:
+            link.when_alone(loop, stopped.set)
         await server.start()
+        if link:
+            if link.brief.metrics_folder:
+                copier = server.metrics.copied(Path(link.brief.metrics_folder), link.brief.name)
+            link.ready()
+        else:
+            names = [task.name for task in tasks]
+            _log.info("serving", port=server.port, tasks=names, store=settings.store)
         await stopped.wait()
     finally:
         await server.stop()
+        if copier:
+            copier.stop()
 
 
-def run(settings: Settings, tasks: Sequence[Task]) -> int:
+def run(settings: Settings, tasks: Sequence[Task], *, link: Link | None = None) -> int:
     """`serve` in a new event loop; returns the exit status of the process, having said why it is not 0."""
     import uvloop  # noqa: PLC0415 - only a process that serves needs it
 
+    configure_logs(settings.log_level, settings.log_format, **({"worker": link.brief.slot} if link else {}))
+    for name in () if link else unknown_variables():
+        _log.warning("no such setting", variable=name)
     try:
-        uvloop.run(serve(settings, tasks))
+        uvloop.run(serve(settings, tasks, link))
     except (ArtefactError, OSError) as error:
         _log.error("cannot serve", error=str(error))
         return 1

@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     artefacts: Path = Field(default=_ARTEFACTS, description="Folder of exported models, <task>/<version>/ each")
     listen: str = Field(default="127.0.0.1:50051", description="gRPC address; port 0 takes a free one")
     metrics_listen: str = Field(default="127.0.0.1:9464", description="Prometheus address; empty: no metrics endpoint")
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=1, description="Processes that serve on one address; 0 or auto: one a core. All but 1 need store redis"
+    )
+    worker_start_s: PositiveFloat = Field(default=120.0, description="How long a worker may take to serve")
     drain_s: PositiveFloat = Field(default=20.0, description="How long calls in flight may take after SIGTERM")
     message_bytes_max: PositiveInt = Field(default=4 * 2**20, description="Largest gRPC message taken")
     streams_max: PositiveInt = Field(default=4096, description="Streams open at once")
@@ -140,6 +144,17 @@ class Settings(BaseSettings):
     def _redis_can_be_found(cls, url: SecretStr) -> SecretStr:
         parse_redis_address(url.get_secret_value())
         return url
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _workers_may_be_left_to_the_machine(cls, value: object) -> object:
+        return 0 if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _workers_share_a_store(self) -> Self:
+        if self.workers != 1 and self.store == "memory":
+            raise ValueError("workers: more than one need store redis; with store memory each has sequences of its own")
+        return self
 
     @model_validator(mode="after")
     def _files_of_tls_can_be_used(self) -> Self:

@@ -2,9 +2,7 @@
 
 import sys
 
-from services.runtime.app import run
-from services.runtime.config import Settings
-from services.sentiment.servicer import TASK
+from services.runtime.start import start
 
 if __name__ == "__main__":
-    sys.exit(run(Settings(), (TASK,)))
+    sys.exit(start(("services.sentiment.servicer",)))

@@ -9,9 +9,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.runtime.observability.histogram import FastHistogram
 from services.runtime.observability.sequence_metrics import SECONDS, SequenceMetrics
+from services.runtime.observability.shared import Copier, merge_modes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from services.runtime.core.ids import ModelId
 
@@ -99,6 +101,10 @@ class Metrics(SequenceMetrics):
         # On the hot path labels() costs more than the counting itself.
         self._messages_of = lru_cache(maxsize=None)(self._messages.labels)
         self._queue_of = lru_cache(maxsize=None)(self._queue.labels)
+
+    def copied(self, folder: Path, worker: str) -> Copier:
+        """Copies all of it, now and from now on, to where a supervisor merges it."""
+        return Copier(self.registry, merge_modes(self), folder, worker)
 
     def call_started(self, method: str) -> None:
         """See `CallEvents`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Gauge
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry, Metric
@@ -102,8 +102,8 @@ def _values(metric: Metric) -> Iterator[tuple[str, float]]:
 
 
 def _merged(files: Iterable[Path], *, accumulate: bool) -> list[Metric]:
-    merge: Callable[..., Iterable[Metric]] = MultiProcessCollector.merge
-    return list(merge([str(file) for file in files], accumulate=accumulate))
+    library: Any = MultiProcessCollector  # its types are unknown
+    return list(library.merge([str(file) for file in files], accumulate=accumulate))
 
 
 class MergedMetrics(Collector):

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from services.runtime.config import Settings
 from services.runtime.observability.histogram import FastHistogram
 from services.runtime.observability.metrics import Metrics
+from services.runtime.observability.worker_metrics import WorkerMetrics
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -42,10 +43,11 @@ def settings() -> str:
 
 
 def collectors() -> list[MetricWrapperBase | FastHistogram]:
-    """Every metric of a server."""
+    """Every metric of a server, and of a supervisor."""
     return [
         value
-        for value in vars(Metrics(CollectorRegistry())).values()
+        for holder in (Metrics(CollectorRegistry()), WorkerMetrics(CollectorRegistry()))
+        for value in vars(holder).values()
         if isinstance(value, MetricWrapperBase | FastHistogram)
     ]
 

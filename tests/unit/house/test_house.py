@@ -56,9 +56,22 @@ CALLS = {
     "asyncio.sleep": "sleep",
     "os.getenv": "environment",
 }
-LABELS = {"state", "method", "code", "model", "phase", "reason", "hit", "version", "digest", "operation", "healed"}
+LABELS = {
+    "state",
+    "method",
+    "code",
+    "model",
+    "phase",
+    "reason",
+    "hit",
+    "version",
+    "digest",
+    "operation",
+    "healed",
+    "cause",
+}
 UNITS = ("_seconds", "_bytes", "_ratio", "_rms", "_info")
-COUNTED = ("_size", "_steps", "_length", "_open", "_live", "_threads")
+COUNTED = ("_size", "_steps", "_length", "_open", "_live", "_wanted", "_threads")
 
 
 def uses(path: Path) -> list[tuple[str, ast.expr]]:
