@@ -155,7 +155,7 @@ async def test_without_its_model_a_sequence_can_be_looked_at_moved_and_ended(ben
     assert (await bench.lifecycle.export(name("old"), 2))[1].record.model == gone
     assert (await bench.lifecycle.end(name("old"))).record.ended
     assert (await bench.lifecycle.get(name("old"))).record.model == gone
-    bench.catalogue._by_name.clear()
+    bench.catalogue.remove(toy.model_id)
     for call in (bench.lifecycle.fork(name("one"), None, ["a"]), bench.lifecycle.rewind(name("one"), 2)):
         with pytest.raises(UnknownModel):
             await call
