@@ -27,6 +27,8 @@ SMOOTHING = 0.1
 HEALTH_EVERY = 256
 """Runs between two looks at the states; a look costs about as much as stacking them."""
 
+_TOO_LATE = "the deadline passed before the step was run"
+
 Payload = tuple[Row, "asyncio.Future[Result]"]
 
 
@@ -128,18 +130,28 @@ class Batcher:
         row = Row(inputs, state)
         future: asyncio.Future[Result] = loop.create_future()
         entry: Entry[Payload] = Entry((row, future), row.timesteps, deadline)
-        self._scheduler.admit(entry, self._clock.monotonic())
+        now = self._clock.monotonic()
+        self._scheduler.admit(entry, now)
         self._wake(loop)
+        # A run that takes long must not keep from a step that waits for the next one that its time is up.
+        alarm = None if deadline is None else loop.call_later(deadline - now, self._expire, entry)
         try:
             return await future
         except asyncio.CancelledError:
             self._scheduler.cancel(entry)
             raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     def close(self) -> None:
         """Refuses new steps and ends the worker threads once runs in progress are done."""
         self._closed = True
         self._executor.shutdown(wait=False)
+
+    def _expire(self, entry: Entry[Payload]) -> None:
+        if self._scheduler.cancel(entry):
+            _fail(entry, DeadlineExpired(_TOO_LATE))
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._idle_threads:
@@ -162,7 +174,7 @@ class Batcher:
             return
         batch = self._scheduler.next_batch(now)
         for entry in batch.expired:
-            _fail(entry, DeadlineExpired("the deadline passed before the step was run"))
+            _fail(entry, DeadlineExpired(_TOO_LATE))
         if batch.entries:
             self._start(loop, batch, now)
         if len(self._scheduler):
@@ -220,8 +232,9 @@ class Batcher:
         done: Future[_Outcome],
     ) -> None:
         self._idle_threads += 1
-        self._wake(loop)
+        # Replies first: their clients send again while the next run is gathered.
         self._settle(batch, started, size, done.result())
+        self._wake(loop)
 
     def _settle(self, batch: Batch[Payload], started: float, size: int, outcome: _Outcome) -> None:
         known = self._expected_s.get(size, outcome.run_s)

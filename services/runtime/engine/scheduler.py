@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -104,10 +103,13 @@ class Scheduler(Generic[T]):
             self._in_order = self._in_order and not (queue and queue[-1].due > entry.due)
         queue.append(entry)
 
-    def cancel(self, entry: Entry[T]) -> None:
-        """Forgets a step whose client has gone; nothing happens if it is no longer waiting."""
-        with contextlib.suppress(ValueError):
+    def cancel(self, entry: Entry[T]) -> bool:
+        """Forgets a step that nobody waits for any more; False if it was not waiting."""
+        try:
             self._queue.remove(entry)
+        except ValueError:
+            return False
+        return True
 
     def due_at(self) -> float | None:
         """When the next run may start; None while nobody waits."""

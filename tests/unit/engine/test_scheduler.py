@@ -75,8 +75,8 @@ def test_cancelled_steps_make_room() -> None:
     scheduler.admit(entry, 0.0)
     with pytest.raises(CapacityExceeded):
         scheduler.admit(Entry(1, 1, None), 0.0)
-    scheduler.cancel(entry)
-    scheduler.cancel(entry)
+    assert scheduler.cancel(entry)
+    assert not scheduler.cancel(entry)
     scheduler.admit(Entry(2, 1, None), 0.0)
     assert taken(scheduler) == [2]
 
