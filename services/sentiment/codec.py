@@ -59,6 +59,11 @@ def unpack_carry(data: bytes) -> TextCarry:
     return TextCarry(word_count, (negative, positive), open_text)
 
 
+def owns(data: bytes) -> bool:
+    """True for a task part that `pack_carry` made: another service on the same model keeps less."""
+    return len(data) >= _HEAD.size
+
+
 def parse_piece(request: sentiment_pb2.StreamingClassifyRequest) -> tuple[Piece, bytes]:
     """The piece of a request, and the bytes that two requests for the same piece share.
 

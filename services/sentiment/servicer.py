@@ -80,6 +80,7 @@ STREAM: SequenceTask[Request, codec.Piece] = SequenceTask(
     closing=(codec.Piece(b"", end=True, field="piece"), b""),
     opening=lambda header: Response(header=header).SerializeToString(),
     fold=fold_piece,
+    owns=codec.owns,
 )
 
 

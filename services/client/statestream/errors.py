@@ -11,6 +11,7 @@ StatestreamError
 │   ├── SequenceEvicted         SEQUENCE_EVICTED        pushed out of a full memory store: start again
 │   ├── SequenceEnded           SEQUENCE_ENDED          start again, or use another id
 │   ├── SequenceExists          SEQUENCE_EXISTS         a fork or import takes no live name: use another id
+│   ├── SequenceKindMismatch    SEQUENCE_KIND_MISMATCH  another service began it: go on there, or use another id
 │   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND    nothing is kept at that step: choose one that is
 │   ├── StepOutOfOrder          STEP_OUT_OF_ORDER       go on from the step `expected`
 │   ├── StepContentMismatch     STEP_CONTENT_MISMATCH   somebody else took this step: look where it stands
@@ -27,6 +28,7 @@ StatestreamError
 │   ├── StoreUnavailable        STORE_UNAVAILABLE       its store does not answer
 │   ├── NotReady                NOT_READY               it is still loading a model
 │   └── Draining                DRAINING                it is stopping
+├── Unsupported                 UNSUPPORTED             a part of a protocol that the server does not serve
 └── ModelFailure                MODEL_FAILURE           the run of the model failed on the server
 
 `SequenceLost` and `ReplayBufferFull` are this client's own. A `StatestreamError` that is none of these carries the
@@ -60,6 +62,7 @@ __all__ = [
     "SequenceEvicted",
     "SequenceExists",
     "SequenceExpired",
+    "SequenceKindMismatch",
     "SequenceLost",
     "SequenceNotFound",
     "SnapshotsDisabled",
@@ -71,6 +74,7 @@ __all__ = [
     "StoreUnavailable",
     "Unavailable",
     "UnknownModel",
+    "Unsupported",
 ]
 
 
@@ -177,6 +181,12 @@ class SequenceExists(SequenceError):
 
     default_reason = "SEQUENCE_EXISTS"
     default_code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class SequenceKindMismatch(SequenceError):
+    """Another service on the same model began the sequence, and only that one can go on with it."""
+
+    default_reason = "SEQUENCE_KIND_MISMATCH"
 
 
 class CheckpointNotFound(SequenceError):
@@ -306,6 +316,13 @@ class Draining(Unavailable):
     """The server is stopping."""
 
     default_reason = "DRAINING"
+
+
+class Unsupported(StatestreamError):
+    """A part of a protocol that the server does not serve."""
+
+    default_reason = "UNSUPPORTED"
+    default_code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class ModelFailure(StatestreamError):

@@ -11,6 +11,7 @@ StatestreamError
 │   ├── SequenceEvicted         SEQUENCE_EVICTED        pushed out of a full memory store: start again
 │   ├── SequenceEnded           SEQUENCE_ENDED          start again, or use another id
 │   ├── SequenceExists          SEQUENCE_EXISTS         a fork or import takes no live name: use another id
+│   ├── SequenceKindMismatch    SEQUENCE_KIND_MISMATCH  another service began it: go on there, or use another id
 │   ├── CheckpointNotFound      CHECKPOINT_NOT_FOUND    nothing is kept at that step: choose one that is
 │   ├── StepOutOfOrder          STEP_OUT_OF_ORDER       go on from the step it expects
 │   ├── StepContentMismatch     STEP_CONTENT_MISMATCH   the step was applied with other content
@@ -24,6 +25,7 @@ StatestreamError
 │   ├── StoreUnavailable        STORE_UNAVAILABLE       retry; a step is applied at most once
 │   ├── NotReady                NOT_READY               still warming up: retry
 │   └── Draining                DRAINING                this replica stops: retry on another
+├── Unsupported                 UNSUPPORTED             a part of a protocol that is not served here
 └── ModelFailure                MODEL_FAILURE           the run failed: report it; the text is withheld
 
 `transport/status.py` gives each its gRPC code. Nothing else reaches a client.
@@ -122,6 +124,12 @@ class SequenceExists(SequenceError):
     reason = "SEQUENCE_EXISTS"
 
 
+class SequenceKindMismatch(SequenceError):
+    """The sequence was begun by another service on the same model, whose part of the carry only that service reads."""
+
+    reason = "SEQUENCE_KIND_MISMATCH"
+
+
 class CheckpointNotFound(SequenceError):
     """No record of the sequence is kept at the step asked for."""
 
@@ -209,6 +217,12 @@ class Draining(Unavailable):
     """This replica is stopping."""
 
     reason = "DRAINING"
+
+
+class Unsupported(StatestreamError):
+    """A part of a protocol that this server does not serve."""
+
+    reason = "UNSUPPORTED"
 
 
 class ModelFailure(StatestreamError):

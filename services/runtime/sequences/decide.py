@@ -12,6 +12,7 @@ from services.runtime.core.errors import (
     SequenceEnded,
     SequenceEvicted,
     SequenceExpired,
+    SequenceKindMismatch,
     SequenceNotFound,
     StateCorrupt,
     StepConflict,
@@ -21,6 +22,8 @@ from services.runtime.core.errors import (
 from services.runtime.state.types import Absence, Durability, Position, Record, Stored, StoredReply
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from services.runtime.core.ids import ModelId
 
 DIGEST_BYTES = 16
@@ -38,6 +41,8 @@ class StepRequest(NamedTuple):
         durability, model: count only where the sequence starts.
         epoch: of the step before on the same stream; None: this is the first one there.
         at_least: the step after that one, below which a step without a number cannot be.
+        keyed: `digest` has a key of the client's in it, which tells a repetition of a step without a number.
+        owns: whether a sequence with this task part of its carry is the caller's kind; None: whatever it is.
     """
 
     start: bool
@@ -49,6 +54,8 @@ class StepRequest(NamedTuple):
     model: ModelId
     epoch: int | None = None
     at_least: int = 0
+    keyed: bool = False
+    owns: Callable[[bytes], bool] | None = None
 
 
 class Run(NamedTuple):
@@ -90,6 +97,24 @@ def content_digest(content: bytes, *, end: bool, start_key: str = "") -> bytes:
     return digest.digest()
 
 
+def tensor_digest(
+    head: bytes, blobs: Iterable[bytes], *, start: bool, end: bool, start_key: str = "", key: str = ""
+) -> bytes:
+    """As `content_digest`, for content in several parts, whose lengths `head` tells, and for a key of the request.
+
+    With a `key`, which belongs to a step without a number, only a request with the same key is the same; and one that
+    starts is then never the same as one that does not, as the digest of the first step is kept for ever.
+    """
+    names = b"\0".join((start_key.encode(), key.encode(), b"start" if key and start else b""))
+    digest = hashlib.blake2b(
+        len(names).to_bytes(4, "little") + names, digest_size=DIGEST_BYTES, person=b"tensors end" if end else b"tensors"
+    )
+    digest.update(head)
+    for blob in blobs:
+        digest.update(blob)
+    return digest.digest()
+
+
 def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Decision:
     """Judges a request. `new_epoch` is the epoch to take for a start where no higher one is known.
 
@@ -101,10 +126,12 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
     if not isinstance(found, Stored):
         raise absent(found)
     record = found.record
+    check_kind(record, request.owns)
     expected = record.position.step
     fenced = request.epoch not in (None, record.position.epoch)
-    if request.step is not None and request.step < expected:
-        again = _applied(record, request.step, request.digest)
+    number = _repeated(record, request) if request.keyed and request.step is None else request.step
+    if number is not None and number < expected:
+        again = _applied(record, number, request.digest)
         if fenced and record.durability is Durability.CHECKPOINT:
             # Steps that this stream was answered may be gone, and the one it asks for be somebody else's with the same
             # content. To resume tells.
@@ -120,6 +147,16 @@ def decide(found: Stored | Absence, request: StepRequest, new_epoch: int) -> Dec
     if step > expected:
         raise StepOutOfOrder(f"step {step} skips ahead, expected is {expected}", expected=expected)
     return Run(record.position, record.position, record)
+
+
+def check_kind(record: Record, owns: Callable[[bytes], bool] | None) -> None:
+    """Refuses a sequence that another service began.
+
+    Raises:
+        SequenceKindMismatch: its task part is not of the caller's kind. Of an ended one nothing is left to tell by.
+    """
+    if owns is not None and record.carry is not None and not owns(record.carry.task):
+        raise SequenceKindMismatch("another service on the same model has a sequence of this name")
 
 
 def present(found: Stored | Absence) -> Stored:
@@ -155,6 +192,17 @@ def _applied(record: Record, step: int, digest: bytes) -> Replay | Recompute:
     raise StepOutOfOrder(
         f"step {step} was applied and its reply is no longer kept, expected is {expected}", expected=expected
     )
+
+
+def _repeated(record: Record, request: StepRequest) -> int | None:
+    """The step that a keyed request repeats, among those whose replies are kept.
+
+    A stream takes its messages once and in order, so what comes after a reply on the same stream repeats nothing.
+    """
+    for reply in reversed(record.replies):
+        if reply.digest == request.digest:
+            return reply.step if reply.step >= request.at_least else None
+    return None
 
 
 def start_over(damaged: StateCorrupt, new_epoch: int) -> Run:

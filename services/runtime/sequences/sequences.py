@@ -25,13 +25,15 @@ from services.runtime.core.errors import (
 from services.runtime.sequences.commits import Commits
 from services.runtime.sequences.compute import Compute
 from services.runtime.sequences.contract import Standing, Taken
-from services.runtime.sequences.decide import Recompute, Replay, Run, decide, present, start_over
+from services.runtime.sequences.decide import Recompute, Replay, Run, check_kind, decide, present, start_over
 from services.runtime.sequences.heads import Heads
 from services.runtime.sequences.history import descends
 from services.runtime.sequences.lanes import Lanes
 from services.runtime.state.types import Absence, Durability, Record, Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from services.runtime.core.clock import Clock
     from services.runtime.core.ids import SequenceName
     from services.runtime.engine.served import Catalogue
@@ -87,7 +89,14 @@ class Sequences:
             self._events.step_refused(name.model, error.reason)
             raise
 
-    async def take_up(self, name: SequenceName, told: Told | None, been: Spot | None = None) -> Standing:
+    async def take_up(
+        self,
+        name: SequenceName,
+        told: Told | None,
+        been: Spot | None = None,
+        *,
+        owns: Callable[[bytes], bool] | None = None,
+    ) -> Standing:
         """Where a stream that resumes goes on. Nobody who worked on the sequence before can commit anything more.
 
         `been` is where its client was; if the sequence has gone another way since, nothing is changed. If what is found
@@ -101,7 +110,7 @@ class Sequences:
         """
         try:
             async with self._lanes.alone(name):
-                record, at = await self._take_up(name, told, been)
+                record, at = await self._take_up(name, told, been, owns)
         except SequenceError as error:
             self._events.step_refused(name.model, error.reason)
             if isinstance(error, SequenceNotFound) and told is not None and self._is_recent(told.epoch):
@@ -218,7 +227,7 @@ class Sequences:
             if base is None or base.durability is not Durability.CHECKPOINT or request.epoch is not None:
                 return decision, True
         # A stream that is new to the sequence has to be the only one on it before it runs ahead of the store.
-        record, _ = await self._take_up(name)
+        record, _ = await self._take_up(name, owns=request.owns)
         return decide(_as_found(record), request, new_epoch), True
 
     async def _decide_start(self, name: SequenceName, request: StepRequest, new_epoch: int) -> Decision:
@@ -255,7 +264,11 @@ class Sequences:
         return record
 
     async def _take_up(
-        self, name: SequenceName, told: Told | None = None, been: Spot | None = None
+        self,
+        name: SequenceName,
+        told: Told | None = None,
+        been: Spot | None = None,
+        owns: Callable[[bytes], bool] | None = None,
     ) -> tuple[Record, Position]:
         """The sequence under a new epoch, committed, and where it was found. One that has ended is left as it is."""
         for _ in range(ATTEMPTS_MAX):
@@ -266,6 +279,7 @@ class Sequences:
                 if told is not None and record.position.epoch < told.epoch:
                     raise SequenceNotFound("the store has lost the sequence, and has an earlier one of that name")
                 raise StepConflict("another client has changed the sequence since")
+            check_kind(record, owns)
             if record.ended:
                 self._heads.drop(name)
                 return record, record.position

@@ -26,6 +26,7 @@ CODES: dict[type[errors.StatestreamError], int] = {
     errors.SequenceEvicted: code_pb2.NOT_FOUND,
     errors.SequenceEnded: code_pb2.FAILED_PRECONDITION,
     errors.SequenceExists: code_pb2.ALREADY_EXISTS,
+    errors.SequenceKindMismatch: code_pb2.FAILED_PRECONDITION,
     errors.CheckpointNotFound: code_pb2.FAILED_PRECONDITION,
     errors.StepOutOfOrder: code_pb2.FAILED_PRECONDITION,
     errors.StepContentMismatch: code_pb2.FAILED_PRECONDITION,
@@ -38,6 +39,7 @@ CODES: dict[type[errors.StatestreamError], int] = {
     errors.StoreUnavailable: code_pb2.UNAVAILABLE,
     errors.NotReady: code_pb2.UNAVAILABLE,
     errors.Draining: code_pb2.UNAVAILABLE,
+    errors.Unsupported: code_pb2.UNIMPLEMENTED,
     errors.ModelFailure: code_pb2.INTERNAL,
 }
 """gRPC code of every error a client can be told; a test holds that none is missing."""

@@ -38,21 +38,23 @@ class SequenceTask(Generic[RequestT, PieceT]):
     """What a task says of its streaming call.
 
     Attributes:
-        model: name of the model.
+        model: name of the model, or how the first message tells it.
         config_of, control_of: the parts of a request that all tasks share; None where the message is not of that kind.
         parse: checks a request and gives (piece, content); two requests are the same if their contents are.
         closing: the piece, and content, that ends a sequence whose client half-closes an unnamed stream.
         opening: the serialised response that has a header and nothing else.
         fold: the step for a piece; `deadline` is a monotonic time or None.
+        owns: whether the task part of a carry is this task's; another service on the same model may have begun it.
     """
 
-    model: str
+    model: str | Callable[[RequestT], str]
     config_of: Callable[[RequestT], sequence_pb2.SequenceConfig | None]
     control_of: Callable[[RequestT], sequence_pb2.StepControl | None]
     parse: Callable[[RequestT], tuple[PieceT, bytes]]
     closing: tuple[PieceT, bytes]
     opening: Callable[[sequence_pb2.ReplyHeader], bytes]
     fold: Callable[[PieceT, float | None], Fold]
+    owns: Callable[[bytes], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class _Opened:
     durability: Durability
     model: ModelId
     ends_on_half_close: bool
+    owns: Callable[[bytes], bool] | None
     epoch: int | None = None
     next_step: int | None = None
     ahead: bool = False
@@ -88,7 +91,16 @@ class _Opened:
         key = self.start_key if self.start else ""
         digest = content_digest(content, end=control.end, start_key=key)
         return StepRequest(
-            self.start, key, step, control.end, digest, self.durability, self.model, self.epoch, self.next_step or 0
+            start=self.start,
+            start_key=key,
+            step=step,
+            end=control.end,
+            digest=digest,
+            durability=self.durability,
+            model=self.model,
+            epoch=self.epoch,
+            at_least=self.next_step or 0,
+            owns=self.owns,
         )
 
 
@@ -107,9 +119,9 @@ async def serve_stream(
     """
     first = await _receive(runtime, requests)
     config = task.config_of(first) if first is not None else None
-    if config is None:
+    if first is None or config is None:
         raise InvalidInput("config", "must be the first message of the stream")
-    opened = _open(task, runtime, config)
+    opened = _open(task, runtime, config, task.model if isinstance(task.model, str) else task.model(first))
     deadline = deadline_of(context, runtime.clock)
     if config.resume:
         yield task.opening(await _resume(runtime, opened, config))
@@ -153,7 +165,7 @@ async def _go_away(runtime: Runtime, opened: _Opened, draining: Draining) -> Dra
 async def _resume(runtime: Runtime, opened: _Opened, config: sequence_pb2.SequenceConfig) -> sequence_pb2.ReplyHeader:
     told = Told(config.epoch, config.committed_step) if config.HasField("committed_step") else None
     been = Spot(config.next_step, config.history_digest) if config.history_digest else None
-    standing = await runtime.sequences.take_up(opened.name, told, been)
+    standing = await runtime.sequences.take_up(opened.name, told, been, owns=opened.owns)
     opened.epoch, opened.next_step = standing.record.position
     opened.durability = standing.record.durability
     return opening_header(opened.name.sequence_id, standing)
@@ -163,21 +175,24 @@ async def _receive(runtime: Runtime, requests: AsyncIterator[RequestT]) -> Reque
     return well_formed(await runtime.drain.receive(requests))
 
 
-def _open(task: SequenceTask[RequestT, PieceT], runtime: Runtime, config: sequence_pb2.SequenceConfig) -> _Opened:
+def _open(
+    task: SequenceTask[RequestT, PieceT], runtime: Runtime, config: sequence_pb2.SequenceConfig, model: str
+) -> _Opened:
     unnamed = not config.sequence_id
     if config.resume and (unnamed or config.start):
         raise InvalidInput("config.resume", "needs a sequence_id, and cannot be with start")
     sequence_id = new_sequence_id() if unnamed else checked_name(config.sequence_id, "config.sequence_id")
     if config.start_key:
         checked_name(config.start_key, "config.start_key")
-    served = runtime.catalogue.find(task.model, config.model_version)
+    served = runtime.catalogue.find(model, config.model_version)
     return _Opened(
-        name=SequenceName(DEFAULT_TENANT, task.model, sequence_id),
+        name=SequenceName(DEFAULT_TENANT, model, sequence_id),
         start=config.start or unnamed,
         start_key=config.start_key,
         durability=_durability(config.durability, served.manifest.sequence.durability),
         model=served.model_id,
         ends_on_half_close=unnamed,
+        owns=task.owns,
     )
 
 
