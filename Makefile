@@ -10,6 +10,10 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONDONTWRITEBYTECODE ?= 1
 
 STUBS := services/client
+# The Open Inference Protocol is kept out of protobuf's default pool, where Triton's client has the same names: of its
+# protos there are only types and a descriptor set.
+OIP := services/inference/wire
+OIP_PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/inference/*.proto)))
 PROTOS := $(sort $(patsubst protos/%,%,$(wildcard protos/statestream/*/*/*.proto)))
 SERVICE_PROTOS := $(filter %_service.proto,$(PROTOS))
 TASK ?= sentiment
@@ -42,18 +46,28 @@ demo: $(VENV)/.stamp-serve ## start a server, send it a review, show the answer 
 # ---- generated stubs ------------------------------------------------------------------------------------------------
 
 # generate FOLDER: the stubs of every proto; gRPC classes only for the files that declare a service.
+# describe FOLDER: types and descriptor set of the Open Inference Protocol.
 define generate
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
 	$(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICE_PROTOS)
+endef
+define describe
+	$(BIN)/python -m grpc_tools.protoc -I protos --descriptor_set_out=$(1)/inference.binpb $(OIP_PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -I protos --mypy_out=quiet:build $(filter-out %_service.proto,$(OIP_PROTOS))
+	mv build/inference/*_pb2.pyi $(1)
 endef
 
 gen: setup ## regenerate the committed stubs from the protos
 	find $(STUBS)/statestream -name '*_pb2*' -not -path '*/__pycache__/*' -delete
 	$(call generate,$(STUBS))
+	mkdir -p build && rm -f $(OIP)/*.pyi $(OIP)/*.binpb
+	$(call describe,$(OIP))
 
 gen-check: setup ## fail where the committed stubs are not those of the protos
-	@rm -rf build/gen && mkdir -p build/gen/new build/gen/committed
+	@rm -rf build/gen && mkdir -p build/gen/new/oip build/gen/committed/oip
 	@$(call generate,build/gen/new)
+	@$(call describe,build/gen/new/oip)
+	@cp $(OIP)/*.pyi $(OIP)/*.binpb build/gen/committed/oip
 	@cd $(STUBS) && find statestream -name '*_pb2*' -not -path '*/__pycache__/*' -exec cp --parents {} ../../build/gen/committed \;
 	@diff -r build/gen/committed build/gen/new || { echo 'The stubs are not those of the protos: run `make gen`.' >&2; exit 1; }
 

@@ -1,0 +1,1 @@
+"""The inference service: any model as raw tensors, for Triton's clients and for ours."""
