@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+PORT_MAX = 65_535
+
 
 def reserve(address: str) -> tuple[socket.socket, str]:
     """A socket that holds the port for us, and the address with its number.
@@ -19,6 +21,8 @@ def reserve(address: str) -> tuple[socket.socket, str]:
         OSError: the port is taken, or the host is not one of this machine.
     """
     host, _, port = address.rpartition(":")
+    if int(port) > PORT_MAX:  # which the resolver takes for another one
+        raise OSError(f"listen: cannot bind {address}: there is no such port")
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
             host.strip("[]") or "0.0.0.0",  # noqa: S104 - what an empty host means
@@ -36,9 +40,11 @@ def reserve(address: str) -> tuple[socket.socket, str]:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind(where)
+            # Who does not share the port is not to listen on it either while no worker does.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         except OSError:
             held.close()
             raise
-    except (OSError, OverflowError) as error:
-        raise OSError(f"listen: cannot bind {address}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise OSError(f"listen: cannot bind {address}: {error.strerror}") from error
     return held, f"{host}:{held.getsockname()[1]}"

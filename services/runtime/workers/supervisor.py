@@ -63,7 +63,12 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._workers = settings.workers or usable_cores()
-        self._given: dict[str, Any] = {**given, **_share(settings, self._workers), "workers": 1, "metrics_listen": ""}
+        self._given: dict[str, Any] = {
+            **given,
+            **share_of_threads(settings, self._workers),
+            "workers": 1,
+            "metrics_listen": "",
+        }
         self._tasks = tuple(tasks)
         self._program = tuple(program)
         self._clock = SystemClock()
@@ -226,7 +231,7 @@ def _told(status: int | None) -> dict[str, Any]:
     return {"exit_status": status}
 
 
-def _share(settings: Settings, workers: int) -> dict[str, int]:
+def share_of_threads(settings: Settings, workers: int) -> dict[str, int]:
     """Threads of each worker where they are left to the machine: its share of the processors."""
     share = min(max(1, usable_cores() // workers), THREADS_MAX)
     return {name: share for name in ("run_threads", "lone_run_threads") if not getattr(settings, name)}
