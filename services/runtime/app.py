@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import prometheus_client
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from statestream.common.v1 import lifecycle_service_pb2_grpc
 
 from models.common.manifest import ArtefactError
@@ -25,6 +24,8 @@ from services.runtime.model.registry import Artefact, find_artefacts, load
 from services.runtime.observability.logs import configure_logs
 from services.runtime.observability.metrics import Metrics
 from services.runtime.repository.repository import Repository
+from services.runtime.rpc.limits import Limits
+from services.runtime.rpc.server import RpcServer
 from services.runtime.sequences.contract import SequencePolicy
 from services.runtime.sequences.lifecycle import Lifecycle
 from services.runtime.sequences.sequences import Sequences
@@ -144,26 +145,20 @@ class Server:
         stores = Stores(self._store, local)
         return Lifecycle(self._sequences, stores, self._catalogue, snapshots, self._clock, self.metrics)
 
-    def _make_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server(
-            interceptors=[self._gate],
-            options=[
-                ("grpc.max_receive_message_length", self._settings.message_bytes_max),
-                ("grpc.so_reuseport", int(self._shared_port)),
-                ("grpc.keepalive_time_ms", 60_000),
-                # A balancer may ask every second whether this replica hangs.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
-            ],
-        )
+    def _make_server(self) -> RpcServer:
+        server = RpcServer(Limits(message_bytes_max=self._settings.message_bytes_max), wrap=self._gate.wrap)
+        stock: Any = server  # generated code is typed for the servers of grpc alone
         runtime = Runtime(self._catalogue, self._sequences, self._clock, self._drain, self.metrics, self._repository)
         for task in self._tasks:
-            task.register(server, runtime)
+            task.register(stock, runtime)
         lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(
-            lifecycle.LifecycleServicer(self._lifecycle), server
+            lifecycle.LifecycleServicer(self._lifecycle), stock
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, stock)
         names = (*self._services(), health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        # As for health: it would take any server but its own for one with threads.
+        reflector: Any = reflection.aio.ReflectionServicer(names)  # pyright: ignore[reportAttributeAccessIssue]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, stock)
         return server
 
     def _services(self) -> tuple[str, ...]:
@@ -194,8 +189,8 @@ class Server:
 
     async def _listen(self) -> None:
         try:
-            self.port = self._server.add_insecure_port(self._settings.listen)
-        except RuntimeError as error:
+            self.port = self._server.listen(self._settings.listen, reuse_port=self._shared_port)
+        except OSError as error:
             raise OSError(f"listen: cannot bind {self._settings.listen}") from error
         await self._server.start()
 

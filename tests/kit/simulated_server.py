@@ -1,4 +1,4 @@
-"""A replica's side of simulated gRPC: takes calls as `grpc.aio.Server` does and hands them to real servicers."""
+"""A replica's side of simulated gRPC: takes calls as `RpcServer` does and hands them to real servicers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """As `grpc.aio.ServicerContext`, as far as servicers of ours use it."""
+    """As `Call`, as far as servicers of ours use it."""
 
     def __init__(self, call: ServedCall) -> None:
         self._call = call
@@ -105,12 +105,7 @@ class Server:
             del self._open[call]
             return
         context = Context(call)
-
-        async def continuation(_: object) -> Any:
-            return self._watched(handler)
-
-        details = cast("grpc.HandlerCallDetails", _Details(method))
-        wrapped: Any = await self._gate.intercept_service(continuation, details)
+        wrapped = self._gate.wrap(method, self._watched(handler))
         try:
             if wrapped.stream_stream is not None:
                 async for response in wrapped.stream_stream(call, context):
@@ -149,8 +144,3 @@ class Server:
         if handler.stream_stream is not None:
             return cast("Any", grpc.stream_stream_rpc_method_handler)(stream, handler.request_deserializer)
         return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
-
-
-class _Details:
-    def __init__(self, method: str) -> None:
-        self.method = method

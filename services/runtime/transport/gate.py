@@ -54,13 +54,12 @@ def well_formed(message: T) -> T:
     return message
 
 
-class Gate(grpc.aio.ServerInterceptor):
+class Gate:
     """Wraps the handlers of a server. `calls_max` bounds unary calls, `streams_max` streams."""
 
     def __init__(self, calls_max: int, streams_max: int, events: CallEvents) -> None:
         self._free = {"call": calls_max, "stream": streams_max}
         self._events = events
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # one entry a method
         # Made anew for each call: an exception that is raised again keeps the traceback of every raise before.
         self._refusal: Callable[[], StatestreamError] | None = lambda: NotReady("models are being loaded")
 
@@ -72,33 +71,21 @@ class Gate(grpc.aio.ServerInterceptor):
         """Lets no further call in: this replica stops."""
         self._refusal = lambda: Draining("this replica is stopping")
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:  # noqa: ANN401 - handlers of any message
-        """See `grpc.aio.ServerInterceptor`."""
-        method = str(handler_call_details.method)
-        wrapped = self._wrapped.get(method)
-        if wrapped is not None:
-            return wrapped
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or method.startswith(OPEN_TO_ALL):
+    def wrap(self, method: str, handler: Any) -> Any:  # noqa: ANN401 - handlers of any message
+        """The handler (`grpc.RpcMethodHandler`) that serves a method's calls as far as this lets them in."""
+        if method.startswith(OPEN_TO_ALL):
             return handler
         if handler.stream_stream is not None:
-            wrapped = cast("Any", grpc.stream_stream_rpc_method_handler)(
+            return cast("Any", grpc.stream_stream_rpc_method_handler)(
                 self._stream(method, handler.stream_stream),
                 _tolerant(handler.request_deserializer),
                 response_serializer=None,  # replies of sequences come serialised
             )
-        else:
-            wrapped = grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary),
-                _tolerant(handler.request_deserializer),
-                handler.response_serializer,
-            )
-        self._wrapped[method] = wrapped
-        return wrapped
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary),
+            _tolerant(handler.request_deserializer),
+            handler.response_serializer,
+        )
 
     def _unary(self, method: str, inner: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
@@ -186,7 +173,7 @@ class _Visit:
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             self.leave("CANCELLED")
         elif isinstance(error, grpc.aio.AbortError):
-            self.leave(str(context.code()))
+            self.leave(context.code().name)
         else:
             self.leave("INTERNAL")
             # The message of a foreign error may quote what the client sent; its type and place do not.
