@@ -1,6 +1,6 @@
 """gRPC between clients and replicas, simulated: calls that are slow, break, hang, and are spread over the replicas.
 
-A client holds what `grpc.aio` would give it (`Channel`, `StreamCall`), a replica serves as `grpc.aio` would let it
+A client holds what `grpc.aio` would give it (`Channel`, `StreamCall`), a replica serves as `RpcServer` would let it
 (`Server`). Between them each call is a pair of pipes that keep their order and may be cut at any point: before or after
 a message has arrived, on both sides at once or on one long before the other.
 """
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from tests.kit.simulated_server import Server
     from tests.kit.virtual_time import Node, VirtualTimeLoop
-
-_CANCEL_NOTICE_S = 0.001
-"""gRPC tells a server that the messages have ended, and up to so much later that the call was cancelled (measured)."""
 
 
 class Item(NamedTuple):
@@ -339,11 +336,8 @@ class StreamCall:
 class ServedCall:
     """The server's end of a call: the messages that have come, and the task that serves it."""
 
-    def __init__(
-        self, loop: VirtualTimeLoop, rng: random.Random, exchange: Exchange, parse: Callable[[bytes], Any]
-    ) -> None:
+    def __init__(self, loop: VirtualTimeLoop, exchange: Exchange, parse: Callable[[bytes], Any]) -> None:
         self._loop = loop
-        self._rng = rng
         self._exchange = exchange
         self._parse = parse
         self._inbox: deque[Any] = deque()
@@ -367,12 +361,11 @@ class ServedCall:
         """Something has come from the client, or from the network: that the client has gone."""
         if item.kind == "message":
             self._inbox.append(item.payload)
+        elif item.kind == "cancel":
+            self._inbox.clear()
+            self._cancel()
         else:
             self._ended = True
-            if item.kind == "cancel":
-                if self._rng.random() < 0.5:
-                    self._inbox.clear()
-                self._loop.at(self._loop.time() + self._rng.random() * _CANCEL_NOTICE_S, self._cancel)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

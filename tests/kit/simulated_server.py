@@ -12,7 +12,6 @@ from tests.kit.simulated_calls import Exchange, ServedCall
 from tests.kit.simulated_status import Status
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable
 
     from services.runtime.transport.gate import Gate
@@ -54,13 +53,10 @@ class Context:
 class Server:
     """Takes the calls of one replica. Servicers are added to it as to a server of grpc; all calls pass the gate."""
 
-    def __init__(
-        self, node: Node, loop: VirtualTimeLoop, rng: random.Random, gate: Gate, broke: Callable[[BaseException], None]
-    ) -> None:
+    def __init__(self, node: Node, loop: VirtualTimeLoop, gate: Gate, broke: Callable[[BaseException], None]) -> None:
         self.node = node
         self.name = node.name
         self._loop = loop
-        self._rng = rng
         self._gate = gate
         self._broke = broke
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -82,7 +78,7 @@ class Server:
     def accept(self, exchange: Exchange) -> ServedCall:
         """A call has come; it is served in a task of its own, as a turn of this replica's process."""
         handler: Any = self._handlers[exchange.method]
-        call = ServedCall(self._loop, self._rng, exchange, handler.request_deserializer)
+        call = ServedCall(self._loop, exchange, handler.request_deserializer)
         self._open[call] = None
         call.task = self.node.spawn(self._serve(call, exchange.method, handler))
         return call

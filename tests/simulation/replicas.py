@@ -92,7 +92,7 @@ class Replica:
         self.sequences = Sequences(catalogue, self.link, local, cache, plan.policy, node, NoEvents())
         self.drain = Drain()
         self.gate = Gate(64, 64, NoEvents())
-        self.server = Server(node, world.loop, world.rng, self.gate, world.broke)
+        self.server = Server(node, world.loop, self.gate, world.broke)
         runtime = Runtime(catalogue, self.sequences, node, self.drain, NoEvents(), cast("Any", None))
         task = toy_task(world.ledger.derived, lambda model: model.model_id.version)
         self.server.add_stream(

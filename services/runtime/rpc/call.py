@@ -97,6 +97,8 @@ class Call(Stream):
 
     async def __anext__(self) -> Any:  # noqa: ANN401 - any message
         while not self.inbox:
+            if self.closed:
+                raise asyncio.CancelledError
             if self.ended:
                 raise StopAsyncIteration
             self._waiter = waiter = self._loop.create_future()

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CANCEL_NOTICE_S = 0.005
-"""How long after the last message a cancelled call may still look half-closed."""
-
 _MOVE_ON = "this replica is stopping; the sequence goes on at another"
 
 
@@ -54,11 +51,3 @@ class Drain:
             raise Draining(_MOVE_ON) from None
         finally:
             self._waiting.discard(task)
-
-    async def settle(self) -> None:
-        """Returns if the end of the messages was a half-close.
-
-        gRPC reports the end first and that the call was cancelled up to 1 ms later (measured), by cancelling this
-        task. Whoever ends a sequence because its stream was half-closed waits for that.
-        """
-        await asyncio.sleep(CANCEL_NOTICE_S)

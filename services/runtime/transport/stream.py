@@ -132,7 +132,6 @@ async def serve_stream(
         piece, content = task.parse(message)
         yield await _step(runtime, opened, control, task.fold(piece, deadline), content)
     if opened.ends_on_half_close:
-        await runtime.drain.settle()
         piece, content = task.closing
         control = sequence_pb2.StepControl(end=True)
         yield await _step(runtime, opened, control, task.fold(piece, deadline), content)

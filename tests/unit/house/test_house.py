@@ -29,7 +29,6 @@ ROOMS = {
     },
     "sleep": {
         "services/runtime/core/clock.py": "the clock that all others are handed",
-        "services/runtime/transport/drain.py": "a bounded time for notices to leave before a replica stops",
         "tests/chaos/*": "faults on real processes come at times drawn from a seed, and the load keeps its pace",
         "tests/simulation/*": "virtual time",
         "tests/kit/ahead.py": "virtual time",
