@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from models.common.manifest import ArtefactError
 from services.cli.health import ask
 from services.cli.models.verify import damage
 from services.cli.packages import Finding, Level
 from services.cli.settings import wrong_settings
-from services.cli.tasks import task_names
+from services.cli.tasks import discover
 from services.runtime.app import make_store
 from services.runtime.config import Settings
 from services.runtime.core.clock import SystemClock
-from services.runtime.model.registry import find_artefacts
+from services.runtime.model.registry import scan
 from services.runtime.state.redis.breaker import Unheard
 from services.runtime.state.redis.check import Severity
 from services.runtime.state.redis.store import RedisStore
@@ -44,20 +43,22 @@ def all_checks() -> Iterator[Finding]:
 
 
 def exported_models(settings: Settings) -> Iterator[Finding]:
-    """Whether every task has a model that is undamaged and runs."""
-    for task in task_names():
-        try:
-            found = find_artefacts(settings.artefacts, task)
-        except ArtefactError as error:
-            remedy = f"set STATESTREAM_ARTEFACTS to the folder of exported models, or make one: make train TASK={task}"
-            yield Finding(Level.BAD, str(error), remedy)
-            continue
-        for artefact in found:
-            wrong = damage(artefact.folder)
-            if wrong:
-                yield Finding(Level.BAD, wrong, f"restore {artefact.folder}, for example from the repository")
-            else:
-                yield Finding(Level.GOOD, f"model {task} {artefact.manifest.version} is undamaged and runs")
+    """Whether every task has a model, and every model is undamaged and runs."""
+    seen = scan(settings.artefacts)
+    for task in discover():
+        if not task.serves_all and task.name not in seen.versions:
+            places = " and ".join(str(root / task.name) for root in settings.artefacts)
+            text = f"{places}: holds no exported model (<version>/manifest.json)"
+            remedy = (
+                f"set STATESTREAM_ARTEFACTS to the folder of exported models, or make one: make train TASK={task.name}"
+            )
+            yield Finding(Level.BAD, text, remedy)
+    for files in [each for versions in seen.versions.values() for each in versions.values()]:
+        wrong = damage(files.folder)
+        if wrong:
+            yield Finding(Level.BAD, wrong, f"restore {files.folder}, for example from the repository")
+        else:
+            yield Finding(Level.GOOD, f"model {files.name} {files.version} is undamaged and runs")
 
 
 def store(settings: Settings) -> list[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from statestream.common.v1 import lifecycle_service_pb2_grpc
 
 from models.common.manifest import ArtefactError
-from services.runtime.config import Settings, threads, unknown_variables
+from services.runtime.config import Settings, unknown_variables
 from services.runtime.core.clock import Clock, SystemClock
-from services.runtime.engine.batcher import Batcher
-from services.runtime.engine.scheduler import BatchLimits
-from services.runtime.engine.served import Catalogue, ServedModel
-from services.runtime.model.registry import Artefact, find_artefacts, load
+from services.runtime.engine.served import Catalogue
 from services.runtime.observability.logs import configure_logs
 from services.runtime.observability.metrics import Metrics
+from services.runtime.repository.loader import Loader, LoadingThread
 from services.runtime.repository.repository import Repository
 from services.runtime.rpc.limits import Limits
 from services.runtime.rpc.server import RpcServer
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
     from threading import Thread
     from wsgiref.simple_server import WSGIServer
 
-    from services.runtime.model.session import OnnxModel
     from services.runtime.observability.shared import Copier
     from services.runtime.state.redis.breaker import StoreEvents
     from services.runtime.state.store import StateStore
@@ -104,7 +100,7 @@ class Server:
         self._owns_store = store is None
         self._store = store or make_store(settings, self._clock, self.metrics)
         self._catalogue = Catalogue()
-        self._repository = Repository()
+        self._repository = self._make_repository()
         self._drain = Drain()
         self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)
         # The published stubs do not know the asyncio servicer.
@@ -116,6 +112,13 @@ class Server:
         self._server = self._make_server()
         self._metrics_server: tuple[WSGIServer, Thread] | None = None
         self.port = 0
+
+    def _make_repository(self) -> Repository:
+        serves_all = any(task.serves_all for task in self._tasks)
+        names = None if serves_all else frozenset([task.name for task in self._tasks])
+        features = {task.name: task.load_features for task in self._tasks if task.load_features}
+        loader = Loader(self._settings, features, self._clock, self.metrics)
+        return Repository(self._settings, names, self._catalogue, loader, LoadingThread(), self._clock, self.metrics)
 
     def _make_sequences(self, local: StateStore) -> Sequences:
         settings = self._settings
@@ -165,10 +168,10 @@ class Server:
         return (*(task.service for task in self._tasks), lifecycle.SERVICE)
 
     async def start(self) -> None:
-        """Opens the port, loads and warms every model, then says SERVING.
+        """Opens the port, loads and warms the models, then says SERVING.
 
         Raises:
-            ArtefactError: a model cannot be trusted.
+            ArtefactError: there is no model that can be trusted for one of the tasks.
             OSError: an address cannot be had.
         """
         # The stock health servicer starts out SERVING.
@@ -179,11 +182,10 @@ class Server:
             self._metrics_server = prometheus_client.start_http_server(int(port), host, registry=self.metrics.registry)
         if not self._shared_port:
             await self._listen()
-        for task in self._tasks:
-            await self._load(task)
+        await self._repository.start([task.name for task in self._tasks if not task.serves_all])
         self._gate.open()
-        for service in ("", *self._services()):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._tell_health()
+        self._repository.on_change = self._tell_health
         if self._shared_port:
             await self._listen()
 
@@ -206,6 +208,7 @@ class Server:
         self._drain.begin()
         await self._server.stop(self._settings.drain_s)
         await self._sequences.close()
+        await self._repository.close()
         self._catalogue.close()
         if self._owns_store:
             await self._store.close()
@@ -214,32 +217,14 @@ class Server:
             self._metrics_server[0].server_close()
         _log.info("stopped", port=self.port)
 
-    async def _load(self, task: Task) -> None:
-        for artefact in find_artefacts(self._settings.artefacts, task.name):
-            model = await asyncio.to_thread(load, artefact, self._settings)
-            self._catalogue.add(self._served(task, artefact, model))
-            self.metrics.model_served(artefact.model_id, artefact.manifest.state_bytes)
-            _log.info("model loaded", model=task.name, version=artefact.manifest.version)
-
-    def _served(self, task: Task, artefact: Artefact, model: OnnxModel) -> ServedModel:
-        settings = self._settings
-        limits = BatchLimits(
-            batch_size_max=settings.batch_size_max,
-            cells_max=settings.batch_cells_max,
-            queue_max=settings.queue_max,
-            delay_s_max=settings.batch_delay_ms_max / 1000,
-            inline_s_max=settings.inline_run_us_max / 1e6,
-        )
-        manifest = artefact.manifest
-        at_once = threads(settings.run_threads)
-        executor = ThreadPoolExecutor(at_once, thread_name_prefix=f"run-{manifest.name}")
-        return ServedModel(
-            model_id=artefact.model_id,
-            manifest=manifest,
-            batcher=Batcher(model, limits, self._clock, self.metrics, executor, threads=at_once),
-            initial_state=tuple(state.initial_array() for state in manifest.states),
-            features=task.load_features(artefact.folder) if task.load_features else None,
-        )
+    async def _tell_health(self) -> None:
+        """Says of the server, and of each service, whether what it was to serve is there."""
+        healthy = {"": self._repository.ready, lifecycle.SERVICE: True}
+        for task in self._tasks:
+            healthy[task.service] = task.serves_all or bool(self._catalogue.versions(task.name))
+        statuses = health_pb2.HealthCheckResponse
+        for service, is_healthy in healthy.items():
+            await self._health.set(service, statuses.SERVING if is_healthy else statuses.NOT_SERVING)
 
 
 async def serve(settings: Settings, tasks: Sequence[Task], link: Link | None = None) -> None:

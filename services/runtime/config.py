@@ -17,7 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.runtime.core.cores import usable_cores
 from services.runtime.core.redis_address import parse_redis_address
@@ -42,7 +42,29 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STATESTREAM_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # What is served, and where.
-    artefacts: Path = Field(default=_ARTEFACTS, description="Folder of exported models, <task>/<version>/ each")
+    artefacts: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(_ARTEFACTS,),
+        min_length=1,
+        description="Folders of exported models, <model>/<version>/ each, separated like those of PATH",
+    )
+    model_control_mode: Literal["none", "poll", "explicit"] = Field(
+        default="none",
+        description="Models are loaded at the start; or as they come and go in the folders; or by calls",
+    )
+    repository_poll_s: PositiveFloat = Field(
+        default=15.0, description="Seconds between two looks at the folders; not in mode none"
+    )
+    load_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Models that mode explicit loads at the start, separated by commas; *: all"
+    )
+    versions_kept: NonNegativeInt = Field(
+        default=0, description="Newest versions of a model on which sequences can be started; 0: all in the folders"
+    )
+    rollout_s: PositiveFloat = Field(
+        default=300.0,
+        description="How long a sequence of a version that is not here yet is told to try again, "
+        "before the version counts as gone",
+    )
     listen: str = Field(default="127.0.0.1:50051", description="gRPC address; port 0 takes a free one")
     metrics_listen: str = Field(default="127.0.0.1:9464", description="Prometheus address; empty: no metrics endpoint")
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(
@@ -138,6 +160,20 @@ class Settings(BaseSettings):
         default="info", description="Least level that is logged"
     )
     log_format: Literal["json", "console"] = Field(default="json", description="Form of the log lines")
+
+    @field_validator("artefacts", mode="before")
+    @classmethod
+    def _folders_are_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(folder) for folder in value.split(os.pathsep) if folder)
+        return (value,) if isinstance(value, Path) else value
+
+    @field_validator("load_models", mode="before")
+    @classmethod
+    def _names_are_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
 
     @field_validator("redis_url")
     @classmethod

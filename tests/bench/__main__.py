@@ -46,7 +46,7 @@ class Floors(NamedTuple):
 
 def measure_floors(redis_url: str, seconds: float) -> dict[tuple[int, int], Floors]:
     """The bare stream, the bare run and the bare commit, for every load."""
-    folder = max((Settings().artefacts / "sentiment").iterdir())
+    folder = max((Settings().artefacts[0] / "sentiment").iterdir())
     model = OnnxModel(folder, load_manifest(folder))
     floors: dict[tuple[int, int], Floors] = {}
     with process("tests.bench.raw", "{port}") as echo:

@@ -22,6 +22,7 @@ from services.runtime.config import Settings
 from services.runtime.core.clock import SystemClock
 from services.runtime.core.errors import StoreUnavailable
 from services.runtime.engine.batcher import Batcher
+from services.runtime.repository.repository import Repository
 from services.runtime.state.memory import MemoryStore
 from services.sentiment import codec
 from services.sentiment.servicer import TASK
@@ -53,14 +54,14 @@ async def everybody_left(server: Server) -> None:
 async def test_health_serves_only_once_the_models_are_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """While models load, health says NOT_SERVING and calls are told NOT_READY; then both serve."""
     loading, go_on = asyncio.Event(), asyncio.Event()
-    load = Server._load
+    start = Repository.start
 
-    async def slow_load(self: Server, task: Any) -> None:
+    async def slow_start(self: Repository, own: Any) -> None:
         loading.set()
         await go_on.wait()
-        await load(self, task)
+        await start(self, own)
 
-    monkeypatch.setattr(Server, "_load", slow_load)
+    monkeypatch.setattr(Repository, "start", slow_start)
     server = Server(Settings(listen="127.0.0.1:0", metrics_listen=""), (TASK,))
     starting = asyncio.create_task(server.start())
     await loading.wait()
@@ -324,7 +325,7 @@ async def test_metrics_tell_what_happened() -> None:
 
 async def test_a_damaged_artefact_is_not_served(tmp_path: Path) -> None:
     """A flipped bit in the weights or the vocabulary stops the start, and the error names the file."""
-    source = Settings().artefacts / "sentiment"
+    source = Settings().artefacts[0] / "sentiment"
     for name in ("model.onnx", "vocabulary.json"):
         root = tmp_path / name
         shutil.copytree(source, root / "sentiment")
@@ -332,14 +333,14 @@ async def test_a_damaged_artefact_is_not_served(tmp_path: Path) -> None:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
         data[len(data) // 2] ^= 1
         path.write_bytes(data.tobytes())
-        server = Server(Settings(listen="127.0.0.1:0", metrics_listen="", artefacts=root), (TASK,))
+        server = Server(Settings(listen="127.0.0.1:0", metrics_listen="", artefacts=(root,)), (TASK,))
         with pytest.raises(ArtefactError, match=name):
             await server.start()
         await server.stop()
 
 
 def copy_with_durability(root: Path, durability: str) -> None:
-    shutil.copytree(Settings().artefacts / "sentiment", root / "sentiment")
+    shutil.copytree(Settings().artefacts[0] / "sentiment", root / "sentiment")
     path = next(root.glob("sentiment/*/manifest.json"))
     manifest = json.loads(path.read_text())
     manifest["sequence"]["durability"] = durability

@@ -140,7 +140,7 @@ def read_artefact(files: VersionFiles) -> Artefact:
     return Artefact(files.folder, manifest)
 
 
-def load(artefact: Artefact, settings: Settings, batch_size_max: int = 64) -> OnnxModel:
+def load(artefact: Artefact, settings: Settings, batch_size_max: int) -> OnnxModel:
     """Verifies the digests of all files, loads the graph and runs it once at the smallest and largest batch size.
 
     Raises:
@@ -158,15 +158,3 @@ def _folders(parent: Path, names: re.Pattern[str], unread: set[Path]) -> list[Pa
     except OSError:
         unread.add(parent)
         return []
-
-
-def find_artefacts(root: Path, task: str) -> list[Artefact]:
-    """Every version of a task's model under `root/<task>/<version>/`, oldest first.
-
-    Raises:
-        ArtefactError: there is none, or a manifest is wrong.
-    """
-    found = scan([root], [task]).versions.get(task, {})
-    if not found:
-        raise ArtefactError(str(root / task), "holds no exported model (<version>/manifest.json)")
-    return [read_artefact(files) for files in found.values() if files.complete]

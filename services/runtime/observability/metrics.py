@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.runtime.observability.histogram import FastHistogram
+from services.runtime.observability.model_metrics import ModelMetrics
 from services.runtime.observability.sequence_metrics import SECONDS, SequenceMetrics
 from services.runtime.observability.shared import Copier, merge_modes
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from services.runtime.core.ids import ModelId
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Buckets for batch sizes."""
@@ -40,11 +40,12 @@ class StateHealth(Protocol):
         ...
 
 
-class Metrics(SequenceMetrics):
+class Metrics(ModelMetrics, SequenceMetrics):
     """Everything a server counts. Its methods are the event protocols of the other rooms."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        super().__init__(registry)
+        ModelMetrics.__init__(self, registry)
+        SequenceMetrics.__init__(self, registry)
         self.registry = registry
         calls, model = ("method", "code"), ("model",)
         self._calls = Counter("statestream_requests", "Calls that ended", calls, registry=registry)
@@ -61,20 +62,6 @@ class Metrics(SequenceMetrics):
             "Steps that wait for a run",
             model,
             multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self._model_info = Gauge(
-            "statestream_model_info",
-            "Model versions served",
-            ("model", "version", "digest"),
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self._state_bytes = Gauge(
-            "statestream_model_state_bytes",
-            "State tensors of one sequence",
-            model,
-            multiprocess_mode="livemax",
             registry=registry,
         )
         state = ("model", "state")
@@ -145,8 +132,3 @@ class Metrics(SequenceMetrics):
     def circuit_closed(self) -> None:
         """See `StoreEvents`."""
         self._circuit_open.dec()
-
-    def model_served(self, model_id: ModelId, state_bytes: int) -> None:
-        """A model version was loaded."""
-        self._model_info.labels(*model_id).set(1)
-        self._state_bytes.labels(model_id.name).set(state_bytes)

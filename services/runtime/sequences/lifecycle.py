@@ -266,7 +266,7 @@ class Lifecycle:
             UnknownModel: no version of it is served here.
             ModelVersionGone: other versions are.
         """
-        self._catalogue.find(record.model.name)
+        self._catalogue.find(record.model.name, start=False)
         return self._catalogue.pinned(record.model)
 
     def _signed(self) -> SnapshotFormat:

@@ -28,8 +28,9 @@ def _default(field: FieldInfo) -> str:
         return "unset"
     if isinstance(value, SecretStr):
         return f"`{value.get_secret_value()}`"
-    if isinstance(value, Path):
-        return f"`{value.relative_to(ROOT).as_posix()}` of the package"
+    if isinstance(value, tuple):
+        folders = [each.relative_to(ROOT).as_posix() for each in value if isinstance(each, Path)]
+        return f"`{folders[0]}` of the package" if folders else "empty"
     return f"`{value}`"
 
 

@@ -16,7 +16,7 @@ from services.runtime.model.session import LONE_ROWS_MAX, OnnxModel
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-FOLDER = Settings().artefacts / "sentiment" / "1"
+FOLDER = Settings().artefacts[0] / "sentiment" / "1"
 MANIFEST = load_manifest(FOLDER)
 NAMES = output_names(MANIFEST)
 

@@ -33,7 +33,7 @@ def some_work(*places: Metrics, times: int = 1) -> None:
             place.step_refused("toy", "CAPACITY")
         place.queue_length("toy", 2)
         place.call_started("Streaming")
-        place.model_served(ModelId("toy", "1", "d"), 128)
+        place.model_served(ModelId("toy", "1", "d"), 128, 0.5)
 
 
 def lines(collector: Collector) -> dict[str, float]:
