@@ -96,13 +96,17 @@ class StateSpec(_Record):
     output: Name
     dtype: DType
     dims: tuple[Dim, ...]
-    initial: float = 0.0
+    initial: float | tuple[float, ...] = 0.0
+    """What a new sequence starts with: one number for every element, or all elements of :meth:`shape`, the last
+    axis fastest. A float32 survives: JSON keeps every digit that a double needs."""
 
     @model_validator(mode="after")
     def _check_dims(self) -> Self:
         ranked = len(self.dims) > BATCH_AXIS and self.dims[BATCH_AXIS] == "batch"
         if not ranked or not _fixed(dim for axis, dim in enumerate(self.dims) if axis != BATCH_AXIS):
             raise ValueError(f"{self.name}: a state has its batch on axis {BATCH_AXIS} and fixed sizes beside it")
+        if isinstance(self.initial, tuple) and len(self.initial) != math.prod(self.shape()):
+            raise ValueError(f"{self.name}: initial has {len(self.initial)} elements, the state {self.shape()}")
         return self
 
     def shape(self) -> tuple[int, ...]:
@@ -110,8 +114,11 @@ class StateSpec(_Record):
         return tuple(dim for dim in self.dims if isinstance(dim, int))
 
     def initial_array(self) -> npt.NDArray[np.generic]:
-        """What a new sequence starts with: shape :meth:`shape`, every element ``initial``; a fresh array."""
-        return np.full(self.shape(), self.initial, dtype=np.dtype(self.dtype))
+        """What a new sequence starts with: shape :meth:`shape`, filled from ``initial``; a fresh array."""
+        dtype = np.dtype(self.dtype)
+        if isinstance(self.initial, tuple):
+            return np.array(self.initial, dtype=dtype).reshape(self.shape())
+        return np.full(self.shape(), self.initial, dtype=dtype)
 
     @property
     def byte_count(self) -> int:
@@ -162,7 +169,10 @@ class Manifest(_Record):
     sequence: SequenceDefaults = SequenceDefaults()
     metrics: dict[str, float] = {}
     data: tuple[DataSource, ...] = ()
-    training: Training
+    training: Training | None = None
+    bit_equal: bool = True
+    """Whether a reply has the same bits alone or in any batch, in one chunk or in many; where it is False, whoever
+    exported the network accepted differences within the tolerance of its parity report."""
     created: AwareDatetime
 
     @model_validator(mode="after")

@@ -197,7 +197,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default: 1)")
     parser.add_argument("--build", type=Path, default=Path("build/sentiment"), help="folder for checkpoints")
-    parser.add_argument("--artefact", type=Path, help="folder to export to (default: artefact/ beside the checkpoints)")
+    parser.add_argument(
+        "--into", type=Path, help="folder of models to export to (default: artefacts/ beside the checkpoints)"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     # Embeddings of rare words decay into denormal numbers, which are many times slower to add.
@@ -206,8 +208,9 @@ def main() -> None:
     folder: Path = arguments.build / config.name
     corpus = load_corpus(config)
     net, runs = train(config, corpus, device=pick_device(arguments.device), folder=folder)
-    artefact: Path = arguments.artefact or folder / "artefact"
-    write_artefact(artefact, net, corpus.vocabulary, config, epochs=sum(len(run.history) for run in runs))
+    into: Path = arguments.into or folder / "artefacts"
+    epochs = sum(len(run.history) for run in runs)
+    artefact = write_artefact(into, net, corpus.vocabulary, config, epochs=epochs).folder
     model = Model.load(artefact)
     manifest = model.manifest.model_copy(update={"metrics": measure(model, config.name)})
     save_manifest(artefact, manifest)

@@ -47,4 +47,7 @@ def _lines(manifest: Manifest) -> Iterator[str]:
         yield f"  measured  {name} {value:g}"
     for source in manifest.data:
         yield f"  data      {source.name} ({source.licence}): {source.url}"
-    yield f"  trained   {manifest.training.command} (seed {manifest.training.seed})"
+    if manifest.training is not None:
+        yield f"  trained   {manifest.training.command} (seed {manifest.training.seed})"
+    if not manifest.bit_equal:
+        yield "  bits      a reply may differ in its last bits with the batch or the chunks that it is computed in"

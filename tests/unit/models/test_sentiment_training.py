@@ -68,12 +68,11 @@ def test_tiny_training_end_to_end(corpus: Corpus, tmp_path: Path) -> None:
     assert language.history[-1]["held_loss"] < language.first_loss
     assert sentiment.history[sentiment.best_epoch]["mean_error"] < 0.05
 
-    folder = tmp_path / "artefact"
-    manifest, report = write_artefact(folder, net, corpus.vocabulary, TINY, epochs=15)
-    assert report.passed
-    assert load_manifest(folder) == manifest
-    verify_files(folder, manifest)
-    model = Model.load(folder)
+    exported = write_artefact(tmp_path, net, corpus.vocabulary, TINY, epochs=15)
+    assert exported.report.passed
+    assert load_manifest(exported.folder) == exported.manifest
+    verify_files(exported.folder, exported.manifest)
+    model = Model.load(exported.folder)
     assert wrong_share(model, texts(6, 60, 10, 60)) < 0.1
     assert wrong_share(model, texts(6, 60, 10, 60), 0.1) > wrong_share(model, texts(6, 60, 10, 60))
 

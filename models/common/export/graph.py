@@ -1,4 +1,4 @@
-"""torch -> ONNX with explicit state, checked against the description that serving will trust.
+"""torch -> ONNX by one trace, with every recurrent layer as one node.
 
 The TorchScript exporter (``dynamo=False``, opset 17) is used: of the two in torch 2.13 it gives the leaner graph
 and keeps the time axis dynamic. It has no way to say "these rows are shorter" without packing, so the
@@ -18,21 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage] - documented there
 
+from models.common.export.errors import ExportError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from models.common.manifest import Dim, InputSpec, OutputSpec, StateSpec
 
 OPSET = 17
-_RECURRENT = {"LSTM", "GRU", "RNN"}
+RECURRENT = ("LSTM", "GRU", "RNN")
 _SEQUENCE_LENS, _INITIAL_H, _INITIAL_C = 4, 5, 6
 _NODE_STATES = {"LSTM": (_INITIAL_H, _INITIAL_C), "GRU": (_INITIAL_H,), "RNN": (_INITIAL_H,)}
-_SAMPLE = {"time": 3, "batch": 2}
-
-
-class ExportError(Exception):
-    """The network cannot be exported as a streaming graph; the message says what stands in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,66 +50,85 @@ class Signature:
         """Name -> (dtype, dims) of everything that comes out, in order."""
         return {s.name: (s.dtype, s.dims) for s in self.outputs} | {s.output: (s.dtype, s.dims) for s in self.states}
 
+    def lengths(self) -> str | None:
+        """Name of the input that carries the true lengths."""
+        return next((spec.name for spec in self.inputs if spec.role == "lengths"), None)
 
-def export_onnx(net: nn.Module, signature: Signature, path: Path) -> None:
-    """Write ``net`` as an ONNX file whose rows may have different lengths.
+
+def direct_graph(net: nn.Module, signature: Signature, arguments: Sequence[Tensor]) -> onnx.ModelProto:
+    """``net`` as an ONNX graph whose rows may have different lengths, as far as recurrent nodes keep the state.
+
+    ``arguments`` is one tensor for each of ``signature.taken()``, of more than one timestep and row.
 
     Raises:
         ExportError: a recurrent layer is bidirectional or batch-major, or keeps a state that is no input; or
             the graph does not have the signature.
     """
-    model = _trace(net.cpu().eval(), signature)
-    lengths = [spec.name for spec in signature.inputs if spec.role == "lengths"]
-    _wire(model.graph, lengths[0] if lengths else None)
-    _strip(model)
-    onnx.checker.check_model(model, full_check=True)
-    _check_signature(model, signature)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.SerializeToString())
+    model = trace(net, signature, arguments)
+    _take_lengths(model.graph, signature)
+    _wire(model.graph, signature.lengths())
+    strip(model)
+    check_signature(model, signature)
+    return model
 
 
-def _trace(net: nn.Module, signature: Signature) -> onnx.ModelProto:
+def trace(net: nn.Module, signature: Signature, arguments: Sequence[Tensor]) -> onnx.ModelProto:
+    """The graph that one run of ``net`` leaves; what depends on sizes in Python is fixed at those of ``arguments``.
+
+    Raises:
+        ExportError: an operation has no ONNX counterpart.
+    """
     taken, given = signature.taken(), signature.given()
-    arguments = tuple(_sample(dtype, dims) for dtype, dims in taken.values())
-    for spec, at in zip(signature.inputs, range(len(arguments)), strict=False):
-        if spec.role == "lengths":
-            arguments[at].fill_(_SAMPLE["time"])
     # The exporter writes to a stream too, its annotation names only paths.
     stream: Any = io.BytesIO()
-    with warnings.catch_warnings():
-        # That this exporter is the older one; that an LSTM with a dynamic batch needs explicit states, which it
-        # has here; and that torch's checks of layer sizes are not traced. What it makes is checked below.
-        for category in (DeprecationWarning, UserWarning, TracerWarning):
-            warnings.filterwarnings("ignore", category=category)
-        torch.onnx.export(
-            net,
-            arguments,
-            stream,
-            input_names=list(taken),
-            output_names=list(given),
-            dynamic_axes={name: _dynamic(dims) for name, (_, dims) in (taken | given).items()},
-            opset_version=OPSET,
-            dynamo=False,
-        )
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # That this exporter is the older one; that an LSTM with a dynamic batch needs explicit states, which it
+            # has here; and that torch's checks of layer sizes are not traced. What it makes is checked below.
+            for category in (DeprecationWarning, UserWarning, TracerWarning):
+                warnings.filterwarnings("ignore", category=category)
+            torch.onnx.export(
+                net,
+                tuple(arguments),
+                stream,
+                input_names=list(taken),
+                output_names=list(given),
+                dynamic_axes={name: _dynamic(dims) for name, (_, dims) in (taken | given).items()},
+                opset_version=OPSET,
+                dynamo=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"the network: {_said(error)}") from error
     return onnx.load_from_string(stream.getvalue())
 
 
-def _sample(dtype: str, dims: Sequence[Dim]) -> Tensor:
-    return torch.zeros([dim if isinstance(dim, int) else _SAMPLE[dim] for dim in dims], dtype=getattr(torch, dtype))
+def _said(error: Exception) -> str:
+    """What an exporter's error says, without the dump of the graph."""
+    return str(error).partition("  [Caused by")[0].partition("\n")[0].partition("Please ")[0].strip()
 
 
 def _dynamic(dims: Sequence[Dim]) -> dict[int, str]:
     return {axis: dim for axis, dim in enumerate(dims) if isinstance(dim, str)}
 
 
+def _take_lengths(graph: onnx.GraphProto, signature: Signature) -> None:
+    """Make lengths an input where the network does not look at them; the exporter drops what is not used."""
+    names = list(signature.taken())
+    lengths = signature.lengths()
+    if lengths is None or lengths in {value.name for value in graph.input}:
+        return
+    value = onnx.helper.make_tensor_value_info(lengths, onnx.TensorProto.INT32, ["batch"])
+    graph.input.insert(names.index(lengths), value)
+
+
 def _wire(graph: onnx.GraphProto, lengths: str | None) -> None:
     """Give every recurrent node the true lengths; refuse what cannot be streamed."""
     outside = {value.name for value in graph.input}
     made_by = {name: node for node in graph.node for name in node.output}
-    recurrent = [node for node in graph.node if node.op_type in _RECURRENT]
-    if lengths is not None and not recurrent:
-        raise ExportError("lengths: no recurrent layer in the graph to give them to")
-    for node in recurrent:
+    for node in graph.node:
+        if node.op_type not in RECURRENT:
+            continue
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         if attributes.get("direction", b"forward") != b"forward":
             raise ExportError(f"{node.name}: reads backwards too, so it cannot go on from a chunk to the next")
@@ -136,7 +151,7 @@ def _comes_from(name: str, outside: set[str], made_by: dict[str, onnx.NodeProto]
     return any(_comes_from(source, outside, made_by) for source in node.input)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def strip(model: onnx.ModelProto) -> None:
     """Drop what the exporter notes about the source: it holds paths of the machine."""
     model.doc_string = ""
     model.graph.doc_string = ""
@@ -145,8 +160,17 @@ def _strip(model: onnx.ModelProto) -> None:
         del node.metadata_props[:]
 
 
-def _check_signature(model: onnx.ModelProto, signature: Signature) -> None:
-    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def check_signature(model: onnx.ModelProto, signature: Signature) -> None:
+    """Check that the graph is valid, loads, and has the inputs and outputs that the manifest will say.
+
+    Raises:
+        ExportError: it is not, or has not.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has no class for all that it raises
+        raise ExportError(f"the graph: does not load: {str(error).splitlines()[0]}") from error
     for what, wanted, found in (
         ("inputs", signature.taken(), session.get_inputs()),
         ("outputs", signature.given(), session.get_outputs()),
@@ -156,9 +180,10 @@ def _check_signature(model: onnx.ModelProto, signature: Signature) -> None:
             raise ExportError(f"{what}: the graph has {names}, the signature {list(wanted)}; is one of them unused?")
         for value in found:
             dtype, dims = wanted[value.name]
-            if len(value.shape) != len(dims) or _type_name(dtype) != value.type:
+            if len(value.shape) != len(dims) or type_name(dtype) != value.type:
                 raise ExportError(f"{value.name}: {value.type} {value.shape} in the graph, {dtype} {list(dims)} wanted")
 
 
-def _type_name(dtype: str) -> str:
+def type_name(dtype: str) -> str:
+    """ONNX Runtime's name for a tensor of this type."""
     return {"float32": "tensor(float)", "float64": "tensor(double)"}.get(dtype, f"tensor({dtype})")
