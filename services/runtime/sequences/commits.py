@@ -6,11 +6,12 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from services.runtime.core.errors import ModelVersionGone, StoreUnavailable
+from services.runtime.core.errors import StoreUnavailable
 from services.runtime.state.store import Stores
 from services.runtime.state.types import Absence, Durability, Position, Record, Stored, Terms
 
 if TYPE_CHECKING:
+    from models.common.manifest import SequenceDefaults
     from services.runtime.core.clock import Clock
     from services.runtime.core.ids import ModelId, SequenceName
     from services.runtime.engine.served import Catalogue
@@ -47,7 +48,7 @@ class Commits:
         self._clock = clock
         self._events = events
         self._any_local = False
-        self._terms_of: dict[ModelId, Terms] = {}  # bounded by the model versions served
+        self._terms_of: dict[ModelId, tuple[SequenceDefaults, Terms]] = {}  # bounded by the model versions served
 
     async def load(self, name: SequenceName, durability: Durability | None = None) -> Stored | Absence:
         """The record of `name`, in the store for `durability`, or None: wherever it is.
@@ -116,16 +117,15 @@ class Commits:
         return replace(record, position=Position(epoch, record.position.step))
 
     def _terms(self, record: Record) -> Terms:
-        terms = self._terms_of.get(record.model)
-        if terms is None:
-            retention = self._policy.retention_ms
-            try:
-                defaults = self._catalogue.pinned(record.model).manifest.sequence
-            except ModelVersionGone:  # its sequences can still be ended
-                return Terms(retention, retention, retention)
-            terms = Terms(int(defaults.idle_timeout_s * 1000), int(defaults.lifetime_s * 1000), retention)
-            self._terms_of[record.model] = terms
-        return terms
+        retention, model = self._policy.retention_ms, self._catalogue.get(record.model)
+        if model is None:  # its sequences can still be ended
+            return Terms(retention, retention, retention)
+        sequence = model.sequence
+        known = self._terms_of.get(record.model)
+        if known is None or known[0] is not sequence:  # an operator may change them
+            terms = Terms(int(sequence.idle_timeout_s * 1000), int(sequence.lifetime_s * 1000), retention)
+            self._terms_of[record.model] = known = (sequence, terms)
+        return known[1]
 
 
 def _epoch(stored: Stored) -> int:

@@ -11,7 +11,7 @@ which keeps all who were there before from committing anything more.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final, TypeGuard
 
 from services.runtime.core.errors import (
@@ -22,6 +22,7 @@ from services.runtime.core.errors import (
     StepConflict,
     StepContentMismatch,
 )
+from services.runtime.sequences.admission import Admission
 from services.runtime.sequences.commits import Commits
 from services.runtime.sequences.compute import Compute
 from services.runtime.sequences.contract import Standing, Taken
@@ -29,6 +30,7 @@ from services.runtime.sequences.decide import Recompute, Replay, Run, check_kind
 from services.runtime.sequences.heads import Heads
 from services.runtime.sequences.history import descends
 from services.runtime.sequences.lanes import Lanes
+from services.runtime.state.store import Stores
 from services.runtime.state.types import Absence, Durability, Record, Stored
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class Sequences:
         self._policy = policy
         self._events = events
         self._commits = Commits(catalogue, store, local, cache, policy, clock, events)
+        self._admission = Admission(catalogue, Stores(store, local), clock)
         self._heads = Heads(self._commits, policy, clock, events)
         self._lanes = Lanes(policy.waiters_max)
         self._compute = Compute(catalogue, policy)
@@ -151,11 +154,15 @@ class Sequences:
         self, name: SequenceName, expected: Position | None, record: Record, *, continues: bool
     ) -> Stored | Absence | None:
         """Commits `record`, which no step of this sequence made; None if it was put, else what was found."""
+        adds = not (continues or record.ended)
         async with self._lanes.alone(name):
-            found = await self._commits.commit(name, expected, record, continues=continues)
+            with self._admission.one_more(name, record.model) if adds else nullcontext():
+                found = await self._commits.commit(name, expected, record, continues=continues)
             if found is None:
                 self._heads.drop(name)
                 self._commits.cache.drop(name)
+                if adds:
+                    self._admission.began(name, record.model)
             return found
 
     async def end(self, name: SequenceName) -> Stored | Absence:
@@ -172,6 +179,7 @@ class Sequences:
             ended = Record(after, record.model, record.durability, None, record.replies, record.history)
             if await self.replace(name, record.position, ended, continues=True) is None:
                 self._events.sequence_ended(name.model)
+                self._admission.ended(name)
                 return await self.describe(name)
         raise StepConflict("the sequence moves on too fast to be ended; try again")
 
@@ -181,6 +189,7 @@ class Sequences:
 
     async def close(self) -> None:
         """Commits what was answered and not committed yet, and stops committing."""
+        await self._admission.close()
         await self._heads.close()
 
     def _is_recent(self, epoch: int) -> bool:
@@ -312,8 +321,10 @@ class Sequences:
         """Computes and commits; the second part is what the commit found if it was not made."""
         durability = run.base.durability if run.base else request.durability
         committed = None if durability is Durability.NONE else run.position.step
-        record, reply = await self._compute.step(name, request, run, fold, committed)
-        found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)
+        adds = run.base is None and not run.replaces_live
+        with self._admission.one_more(name, request.model) if adds else nullcontext():
+            record, reply = await self._compute.step(name, request, run, fold, committed)
+            found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)
         if run.base is not None and _is_older(found, run.base):
             self._events.loss_detected(name.model, healed=True)
             found = await self._commits.commit(name, found.record.position, record)
@@ -326,8 +337,10 @@ class Sequences:
             self._open_head(name, record)
         if run.base is None:
             self._events.sequence_started(name.model)
+            self._admission.began(name, record.model)
         if record.ended:
             self._events.sequence_ended(name.model)
+            self._admission.ended(name)
 
     def _open_head(self, name: SequenceName, record: Record) -> None:
         """A head for `record`, which was committed here, in place of the one before; none if it does not need one."""

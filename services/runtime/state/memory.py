@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from services.runtime.core.clock import Clock
+    from services.runtime.core.ids import ModelId
     from services.runtime.state.types import Position, Record, Terms
 
 EVICTED_KEPT_MAX = 10_000
@@ -59,6 +60,13 @@ class _Kept(NamedTuple):
     size_bytes: int
 
 
+class Usage(NamedTuple):
+    """Live sequences, and about the memory that they take."""
+
+    sequences: int
+    size_bytes: int
+
+
 @dataclass(slots=True)
 class _Entry:
     newest: _Kept
@@ -90,6 +98,19 @@ class MemoryStore:
         self._evicted: OrderedDict[SequenceName, None] = OrderedDict()
         self._alarms: list[tuple[float, SequenceName]] = []
         self._size_bytes = 0
+        self._usage: dict[ModelId, Usage] = {}  # of live ones
+
+    def usage(self, model: str) -> Usage:
+        """Of a model, all versions together."""
+        self._heed_alarms(self._clock.wall())
+        used = [usage for model_id, usage in self._usage.items() if model_id.name == model]
+        return Usage(sum(usage.sequences for usage in used), sum(usage.size_bytes for usage in used))
+
+    def live(self, model_id: ModelId) -> int:
+        """Sequences that are live on one version of a model."""
+        self._heed_alarms(self._clock.wall())
+        usage = self._usage.get(model_id)
+        return usage.sequences if usage else 0
 
     @property
     def sequences(self) -> int:
@@ -189,6 +210,7 @@ class MemoryStore:
         self._left.clear()
         self._evicted.clear()
         self._alarms.clear()
+        self._usage.clear()
         self._size_bytes = 0
 
     def _entry(self, name: SequenceName, now: float) -> _Entry | None:
@@ -207,13 +229,20 @@ class MemoryStore:
         return Absence.EVICTED if name in self._evicted else Absence.UNKNOWN
 
     def _put(self, name: SequenceName, entry: _Entry) -> None:
-        before = self._live.pop(name, None) or self._left.pop(name, None)
+        live = self._live.pop(name, None)
+        before = live or self._left.pop(name, None)
+        if live is not None:
+            self._count(live, -1)
         if before is None:
             self._evicted.pop(name, None)
         else:
             self._size_bytes -= before.size_bytes
             entry.alarm_at = before.alarm_at
-        (self._left if entry.newest.record.ended else self._live)[name] = entry
+        if entry.newest.record.ended:
+            self._left[name] = entry
+        else:
+            self._live[name] = entry
+            self._count(entry, 1)
         self._size_bytes += entry.size_bytes
         # A step only ever moves its expiry further away, so most commits leave the queue of alarms alone.
         if entry.expires_at < entry.alarm_at:
@@ -241,14 +270,28 @@ class MemoryStore:
                 self._drop(name)
             elif now >= entry.expires_at:
                 if self._live.pop(name, None) is not None:
+                    self._count(entry, -1)
                     self._left[name] = entry
                 self._set_alarm(name, entry, entry.forget_at)
             else:
                 self._set_alarm(name, entry, entry.expires_at)
 
     def _drop(self, name: SequenceName) -> None:
-        entry = self._left.pop(name, None) or self._live.pop(name)
+        entry = self._left.pop(name, None)
+        if entry is None:
+            entry = self._live.pop(name)
+            self._count(entry, -1)
         self._size_bytes -= entry.size_bytes
+
+    def _count(self, entry: _Entry, sign: int) -> None:
+        """Adds a live entry to what its model uses, or takes it away; `sign` is 1 or -1."""
+        model = entry.newest.record.model
+        sequences, size_bytes = self._usage.get(model, (0, 0))
+        after = Usage(sequences + sign, size_bytes + sign * entry.size_bytes)
+        if after.sequences:
+            self._usage[model] = after
+        else:
+            self._usage.pop(model, None)
 
     def _evict_down_to_bounds(self, newest: SequenceName) -> None:
         """All but `newest` may have to go; it fits by itself and is the last in order of use."""

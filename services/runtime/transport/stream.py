@@ -69,6 +69,7 @@ class _Opened:
     start: bool
     start_key: str
     durability: Durability
+    version: str
     model: ModelId
     ends_on_half_close: bool
     owns: Callable[[bytes], bool] | None
@@ -183,12 +184,15 @@ def _open(
     sequence_id = new_sequence_id() if unnamed else checked_name(config.sequence_id, "config.sequence_id")
     if config.start_key:
         checked_name(config.start_key, "config.start_key")
-    served = runtime.catalogue.find(model, config.model_version)
+    start = config.start or unnamed
+    # A sequence goes on with the version that it began on, which may be retired by now.
+    served = runtime.catalogue.find(model, config.model_version, start=start)
     return _Opened(
         name=SequenceName(DEFAULT_TENANT, model, sequence_id),
-        start=config.start or unnamed,
+        start=start,
         start_key=config.start_key,
-        durability=_durability(config.durability, served.manifest.sequence.durability),
+        durability=_durability(config.durability, served.sequence.durability),
+        version=config.model_version,
         model=served.model_id,
         ends_on_half_close=unnamed,
         owns=task.owns,
@@ -207,6 +211,8 @@ async def _step(
     runtime: Runtime, opened: _Opened, control: sequence_pb2.StepControl, fold: Fold, content: bytes
 ) -> bytes:
     runtime.events.message_received(opened.name.model)
+    if opened.start:  # the newest version may be another than it was when the stream was opened
+        opened.model = runtime.catalogue.find(opened.name.model, opened.version).model_id
     taken = await runtime.sequences.step(opened.name, opened.request(control, content), fold)
     opened.start = False
     opened.epoch, opened.next_step, opened.ahead = taken.epoch, taken.next_step, taken.ahead
