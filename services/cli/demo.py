@@ -111,7 +111,7 @@ def _server() -> Generator[str]:
         click.ClickException: it does not start; the text has the end of its log.
     """
     address = f"127.0.0.1:{_free_port()}"
-    arguments = ["--listen", address, "--metrics-listen", "", "--store", "memory"]
+    arguments = ["--listen", address, "--metrics-listen", "", "--store", "memory", "--workers", "1"]
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(  # noqa: S603 - this program itself
             [sys.executable, "-m", "services.cli", "serve", *arguments],

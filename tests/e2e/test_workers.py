@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_workers_leave_when_their_supervisor_is_killed(redis_url: str, tmp_path:
         for pid in group.pids():
             gone(pid)
         assert [line["event"] for line in group.said].count("stopped") == 2
+
+
+def test_workers_leave_when_the_terminal_is_closed(redis_url: str, tmp_path: Path) -> None:
+    """The signal that else reloads, from a terminal that is gone: nothing goes on serving unseen."""
+    ours, theirs = os.openpty()
+    # A session of its own, with the terminal as the one that controls it.
+    taken = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(9, termios.TIOCSCTTY, 0)"
+    shell = f"exec 9<>{os.ttyname(theirs)}"
+    take = [sys.executable, "-c", f"{taken}; os.close(9); os.execv(sys.argv[1], sys.argv[1:])"]
+    with workers(*TWO, redis_url, folder=tmp_path, before=shell, through=take) as group:
+        os.close(theirs)
+        group.serves()
+        os.close(ours)
+        group.child.wait(30)
+        assert group.child.returncode == 0
+        for pid in group.pids():
+            gone(pid)
 
 
 def test_a_start_that_fails_says_why_once(redis_url: str, tmp_path: Path) -> None:

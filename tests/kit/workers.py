@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
 GONE_S_MAX = 30.0
@@ -77,7 +77,13 @@ class Workers:
 
 
 @contextmanager
-def workers(*options: str, env: Mapping[str, str] | None = None, folder: Path, before: str = "") -> Generator[Workers]:
+def workers(
+    *options: str,
+    folder: Path,
+    env: Mapping[str, str] | None = None,
+    before: str = "",
+    through: Sequence[str] = (),
+) -> Generator[Workers]:
     """A supervisor that has been started; on leaving it is killed, and its workers go by themselves.
 
     Args:
@@ -85,8 +91,9 @@ def workers(*options: str, env: Mapping[str, str] | None = None, folder: Path, b
         env: variables besides those of the test, which are cleared of settings.
         folder: for its temporary files.
         before: commands of a shell that becomes the supervisor.
+        through: a program that becomes it last, given the command as its arguments.
     """
-    command = [sys.executable, "-m", "services.cli", "serve", "--listen", "127.0.0.1:0"]
+    command = [*through, sys.executable, "-m", "services.cli", "serve", "--listen", "127.0.0.1:0"]
     command += ["--metrics-listen", "127.0.0.1:0", *options]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STATESTREAM_")}
     with subprocess.Popen(

@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from prometheus_client import Gauge
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prometheus_client import CollectorRegistry, Metric
+
+_log = structlog.get_logger(__name__)
 
 COPY_EVERY_S = 1.0
 """A worker that is killed outright takes with it what it counted for so long."""
@@ -44,9 +47,19 @@ class Copier:
         modes: how gauges are merged, by name; one that is not there is added up over the live workers.
         folder: where all workers copy to.
         worker: a name that no other process ever has in that folder; without "_".
+        every_s: seconds between two copies.
     """
 
-    def __init__(self, registry: CollectorRegistry, modes: dict[str, str], folder: Path, worker: str) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        modes: dict[str, str],
+        folder: Path,
+        worker: str,
+        *,
+        every_s: float = COPY_EVERY_S,
+    ) -> None:
+        self._every_s = every_s
         self._registry = registry
         self._modes = modes
         self._folder = folder
@@ -103,8 +116,12 @@ class Copier:
             file.close()
 
     def _run(self) -> None:
-        while not self._stopped.wait(COPY_EVERY_S):
-            self.copy()
+        while not self._stopped.wait(self._every_s):
+            try:
+                self.copy()
+            except Exception:  # noqa: BLE001 - whatever a gauge that is asked may raise
+                # As for a scrape that fails: the next one may do, and serving goes on in any case.
+                _log.exception("metrics were not copied")
 
 
 def _merged(files: Iterable[Path], *, accumulate: bool) -> list[Metric]:

@@ -49,7 +49,7 @@ class _Process:
 
 
 class Supervisor:
-    """Runs workers until SIGTERM or SIGINT. SIGHUP restarts them one by one.
+    """Runs workers until SIGTERM or SIGINT, or its terminal is closed. SIGHUP restarts them one by one.
 
     Args:
         settings: of the whole; `workers` says how many.
@@ -79,6 +79,7 @@ class Supervisor:
         self._metrics.watch(self._workers, lambda: self._fleet.ready_workers)
         self._merged: MergedMetrics | None = None
         self._metrics_port = 0
+        self._had_terminal = _has_terminal()
         self._folder = ""
         self._numbers: dict[int, int] = {}
         self._processes: dict[int, _Process] = {}
@@ -134,6 +135,10 @@ class Supervisor:
             self._changed.set()
 
     def _reload(self, now: float) -> None:
+        if self._had_terminal and not _has_terminal():
+            # The window was closed: the same signal, and nobody left to stop us by hand.
+            self._fleet.terminate(now)
+            return
         _log.info("restarting the workers one by one")
         self._fleet.reload(now)
 
@@ -221,6 +226,14 @@ class Supervisor:
     def trouble(self, what: str, *, slot: int, status: int | None = None) -> None:
         """See `Hands`."""
         _log.error(what, worker=slot, **_told(status))
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _told(status: int | None) -> dict[str, Any]:

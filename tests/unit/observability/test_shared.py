@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -126,3 +127,23 @@ def test_every_gauge_says_how_it_is_merged() -> None:
     assert len(modes) == len(gauges) > 5
     assert {name for name, mode in modes.items() if not mode.startswith("live")} == set()
     assert "liveall" not in modes.values()
+
+
+def test_copies_go_on_after_one_that_failed(tmp_path: Path) -> None:
+    """A gauge that cannot be asked at one moment does not end the copies of all the others."""
+    registry, again = CollectorRegistry(), threading.Event()
+    asked: list[int] = []
+
+    def moody() -> float:
+        asked.append(1)
+        if len(asked) == 2:
+            raise RuntimeError("changed size during iteration")
+        if len(asked) > 2:
+            again.set()
+        return 1.0
+
+    Gauge("moody_size", "x", registry=registry).set_function(moody)
+    copier = Copier(registry, {}, tmp_path, "1", every_s=0.001)
+    assert again.wait(30)
+    copier.stop()
+    assert lines(MergedMetrics(tmp_path)) == {"moody_size[]": 1.0}
