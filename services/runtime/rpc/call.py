@@ -105,13 +105,14 @@ class Call(Stream):
             await waiter
         try:
             message = self.take()
+            return message if self._deserialize is None else self._deserialize(message)
         except TooLarge as error:
             self.exhausted(str(error))
-            raise asyncio.CancelledError from None
         except Unreadable as error:
             self.broken(str(error))
-            raise asyncio.CancelledError from None
-        return message if self._deserialize is None else self._deserialize(message)
+        except Exception:  # noqa: BLE001 - of whatever parses
+            self.broken("a request that cannot be parsed")
+        raise asyncio.CancelledError
 
     async def read(self) -> Any:  # noqa: ANN401 - any message
         """The next request, or `grpc.aio.EOF`."""
@@ -229,10 +230,7 @@ class Call(Stream):
 
     def stalled(self) -> None:
         """The client takes no reply for too long."""
-        if self.closed:
-            return
         self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "the client takes no replies")
-        self.outbox.put(frames.rst_stream(self.stream_id, ErrorCode.CANCEL))
 
     def _expire(self) -> None:
         if not self.closed:

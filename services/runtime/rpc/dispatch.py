@@ -69,14 +69,13 @@ async def run(method: Method, call: Call) -> None:
         call.finish(grpc.StatusCode.CANCELLED, "the call was cancelled")
         raise
     except Exception as error:  # noqa: BLE001 - of whatever a handler raises its client is told
-        if not call.closed:
-            known = call.code() not in _FINE
-            if not known:
-                # Its text may quote what the client sent.
-                _log.error("handler broke", method=method.path, error=type(error).__name__)
-            call.finish(
-                (known and call.code()) or grpc.StatusCode.UNKNOWN, call.details() if known else "the handler broke"
-            )
+        code = call.code()
+        if code is not None and code is not grpc.StatusCode.OK:  # it has said how
+            call.finish(code, call.details())
+        elif not call.closed:
+            # Its text may quote what the client sent.
+            _log.error("handler broke", method=method.path, error=type(error).__name__)
+            call.finish(grpc.StatusCode.UNKNOWN, "the handler broke")
 
 
 _FINE = (None, grpc.StatusCode.OK)

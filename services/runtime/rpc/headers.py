@@ -25,6 +25,7 @@ _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _PSEUDO = {b":method", b":scheme", b":path", b":authority"}
 _OF_A_CONNECTION = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 _RESERVED = {b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
+_CONTENT = re.compile(rb"application/grpc(?:$|[+;])")
 _UPPER = re.compile(rb"[A-Z]")
 
 
@@ -79,7 +80,7 @@ def read_request(pairs: Iterable[tuple[bytes, bytes]]) -> RequestHead:
             metadata.append(_metadatum(name, value))
     if not pseudo.get(b":path") or b":method" not in pseudo or b":scheme" not in pseudo:
         raise Malformed
-    if not known.get(b"content-type", b"").startswith(b"application/grpc"):
+    if not _CONTENT.match(known.get(b"content-type", b"")):
         raise Refused(415)
     if pseudo[b":method"] != b"POST":
         raise Refused(405)

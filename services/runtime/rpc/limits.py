@@ -34,7 +34,7 @@ class Limits:
     header_bytes_max: int = 16_384
     stream_window: int = 2**20
     connection_window: int = 8 * 2**20
-    waiting_bytes_max: int = 16 * 2**20
+    waiting_bytes_max: int = 64 * 2**20
     partial_bytes_max: int = 64 * 2**20
     send_bytes_high: int = 256 * 1024
     send_bytes_max: int = 4 * 2**20

@@ -57,7 +57,7 @@ class Outbox:
         self.frame_max = frames.FRAME_BYTES_LEAST
         self.window = frames.WINDOW_AT_FIRST
         self.sent = 0
-        """Messages sent so far."""
+        """Messages and pieces of messages sent so far."""
 
     def attach(self, transport: asyncio.Transport) -> None:
         """From now on frames leave by this transport."""
@@ -71,14 +71,17 @@ class Outbox:
 
     def put(self, data: bytes | memoryview) -> None:
         """Sends a frame, or a part of one, that no window holds back. A peer that lets too many pile up is cut off."""
+        if self._transport is None:
+            return
         self._pieces.append(data)
         self._size += len(data)
-        if not self._scheduled:
+        if self._paused:
+            if self._size > self._limits.send_bytes_max:
+                self._transport.abort()
+                self.detach()
+        elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.flush)
-        elif self._size > self._limits.send_bytes_max and self._paused and self._transport is not None:
-            self._transport.abort()
-            self.detach()
 
     def send(self, stream: Sender, message: bytes) -> bool:
         """Sends a message if there is room for the whole of it now; else False, and `push` will."""
@@ -109,13 +112,13 @@ class Outbox:
 
     async def push(self, stream: Sender, message: bytes) -> None:
         """Sends a message in as many pieces, and at as many times, as the peer makes room for."""
-        self.sent += 1
         rest = memoryview(frames.PREFIX.pack(0, len(message)) + message)
         while rest:
             await self._turn(stream)
             size = min(len(rest), self.frame_max, self.window, stream.send_window)
             stream.send_window -= size
             self.window -= size
+            self.sent += 1
             if (opening := stream.opening()) is not None:
                 self.put(opening)
             self.put(frames.HEAD.pack(size >> 8, size & 0xFF, 0, 0, stream.stream_id))

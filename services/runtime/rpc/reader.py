@@ -222,17 +222,22 @@ class Reader:
         if flags & frames.END_HEADERS:
             self._whole_block(block)
         else:
-            self._block = bytearray(block)
+            self._block = bytearray()
+            self._more_of_block(block)
 
     def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is None or stream_id != self._block_stream:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
-        self._block += payload
-        if len(self._block) > BLOCK_PER_LIST * self.limits.header_bytes_max or not payload:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block without end")
+        self._more_of_block(payload)
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
             self._whole_block(block)
+
+    def _more_of_block(self, payload: bytes) -> None:
+        assert self._block is not None  # noqa: S101 - for the type checker
+        self._block += payload
+        if len(self._block) > BLOCK_PER_LIST * self.limits.header_bytes_max or not payload:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block without end")
 
     def _whole_block(self, block: bytes) -> None:
         try:

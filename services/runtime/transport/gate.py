@@ -171,7 +171,7 @@ class _Visit:
                 )
             await context.abort_with_status(to_status(error))
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            self.leave("CANCELLED")
+            self.leave(code.name if (code := context.code()) is not None else "CANCELLED")  # its deadline, perhaps
         elif isinstance(error, grpc.aio.AbortError):
             self.leave(context.code().name)
         else:
