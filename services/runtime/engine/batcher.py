@@ -13,6 +13,7 @@ from services.runtime.core.errors import DeadlineExpired, Draining, ModelFailure
 from services.runtime.engine.collate import Array, Result, Row, finite_rows, output_names, stack, unstack
 from services.runtime.engine.health import StateHealth, state_health
 from services.runtime.engine.scheduler import Batch, BatchLimits, Entry, Scheduler
+from services.runtime.engine.statistics import RunStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,6 +89,7 @@ class Batcher:
         *,
         threads: int = 1,
     ) -> None:
+        self.statistics = RunStatistics()
         self._model = model
         self._manifest = model.manifest
         self._names = output_names(model.manifest)
@@ -151,7 +153,11 @@ class Batcher:
 
     def _expire(self, entry: Entry[Payload]) -> None:
         if self._scheduler.cancel(entry):
-            _fail(entry, DeadlineExpired(_TOO_LATE))
+            self._too_late(entry)
+
+    def _too_late(self, entry: Entry[Payload]) -> None:
+        self.statistics.failed.add(1, self._clock.monotonic() - entry.admitted)
+        _fail(entry, DeadlineExpired(_TOO_LATE))
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._idle_threads:
@@ -174,7 +180,7 @@ class Batcher:
             return
         batch = self._scheduler.next_batch(now)
         for entry in batch.expired:
-            _fail(entry, DeadlineExpired(_TOO_LATE))
+            self._too_late(entry)
         if batch.entries:
             self._start(loop, batch, now)
         if len(self._scheduler):
@@ -251,6 +257,8 @@ class Batcher:
         name = self._manifest.name
         queue_s = [started - entry.admitted for entry in batch.entries]
         self._events.batch_ran(name, len(batch.entries), queue_s, outcome.run_s)
+        failures = sum(isinstance(result, ModelFailure) for result in outcome.results)
+        self.statistics.ran(len(batch.entries), failures, sum(queue_s), outcome.run_s, self._clock.wall())
         self._events.queue_length(name, len(self._scheduler))
         if outcome.health:
             self._events.states_sampled(name, outcome.health)
