@@ -1,8 +1,8 @@
 """The pool that the messages of the Open Inference Protocol live in.
 
-Triton's client puts messages of the same names into protobuf's default pool, and a pool takes a name once: a process that
-has both the client and a server could not start. So these are built from a descriptor set, which `make gen` writes, in a
-pool that nobody else has.
+Triton's client puts messages of the same names into protobuf's default pool, and a pool takes a name once: a process
+that has both the client and a server could not start. So these are built from a descriptor set, which `make gen`
+writes, in a pool that nobody else has.
 """
 
 from __future__ import annotations

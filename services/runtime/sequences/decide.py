@@ -98,14 +98,14 @@ def content_digest(content: bytes, *, end: bool, start_key: str = "") -> bytes:
 
 
 def tensor_digest(
-    head: bytes, blobs: Iterable[bytes], *, start: bool, end: bool, start_key: str = "", key: str = ""
+    head: bytes, blobs: Iterable[bytes], *, start: bool, end: bool, start_key: str = "", key: bytes = b""
 ) -> bytes:
     """As `content_digest`, for content in several parts, whose lengths `head` tells, and for a key of the request.
 
     With a `key`, which belongs to a step without a number, only a request with the same key is the same; and one that
     starts is then never the same as one that does not, as the digest of the first step is kept for ever.
     """
-    names = b"\0".join((start_key.encode(), key.encode(), b"start" if key and start else b""))
+    names = b"\0".join((start_key.encode(), key, b"start" if key and start else b""))
     digest = hashlib.blake2b(
         len(names).to_bytes(4, "little") + names, digest_size=DIGEST_BYTES, person=b"tensors end" if end else b"tensors"
     )

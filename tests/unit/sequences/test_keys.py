@@ -15,7 +15,7 @@ EPOCH = 1_000
 
 
 def digest_of(key: str, content: bytes = b"same", *, start: bool = False, end: bool = False) -> bytes:
-    return tensor_digest(b"head", (content,), start=start, end=end, key=key)
+    return tensor_digest(b"head", (content,), start=start, end=end, key=key.encode())
 
 
 def request(key: str, content: bytes = b"same", *, epoch: int | None = None, at_least: int = 0) -> StepRequest:
@@ -137,7 +137,7 @@ def test_the_digest_tells_content_flags_and_keys_apart() -> None:
         digest_of("a", end=True),
         digest_of("a", start=True),
         tensor_digest(b"head", (b"same",), start=True, end=False, start_key="a"),
-        tensor_digest(b"other", (b"same",), start=False, end=False, key="a"),
+        tensor_digest(b"other", (b"same",), start=False, end=False, key=b"a"),
     ]
     assert len(set(digests)) == len(digests)
     assert digest_of("", start=True) == digest_of("")
