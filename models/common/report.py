@@ -39,8 +39,8 @@ def _lines(manifest: Manifest, report: ParityReport, graph: str, where: str) -> 
     yield f"  sequence  {manifest.state_bytes:,} bytes of state, durability {manifest.sequence.durability}"
     sizes = report.batch_sizes
     yield (
-        f"  compared  {report.sequences} sequences of {report.lengths[0]} to {report.lengths[1]} timesteps in batches of "
-        f"{min(sizes)} to {max(sizes)}, {report.runs} runs"
+        f"  compared  {report.sequences} sequences of {report.lengths[0]} to {report.lengths[1]} timesteps, "
+        f"in batches of {min(sizes)} to {max(sizes)}, {report.runs} runs"
     )
     yield f"  batched = alone   {_verdict(report.batched_difference_max, equal=report.batched_equal)}"
     yield f"  chunked = whole   {_verdict(report.chunked_difference_max, equal=report.chunked_equal)}"

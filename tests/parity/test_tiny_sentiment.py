@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def reference(net: SentimentNet) -> Callable[[Features], Step]:
         words = torch.from_numpy(features["words"])[:, None]
         h, c, peak = (torch.full((1, 1, TINY.hidden_size), value) for value in (0.0, 0.0, PEAK_INITIAL))
         logits, *new = net(words, torch.tensor([len(words)], dtype=torch.int32), h, c, peak)
-        states = dict(zip(("h", "c", "peak"), (tensor[:, 0].numpy() for tensor in new), strict=True))
+        states: dict[str, Any] = dict(zip(("h", "c", "peak"), (tensor[:, 0].numpy() for tensor in new), strict=True))
         return Step({"logits": logits[0].numpy()}, states)
 
     return run

@@ -14,16 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from models.common.export.errors import ExportError
 from models.common.export.example import DTYPES
 from models.common.export.forward import Forward, declare
-from models.common.export.recurrent import attach, label
+from models.common.export.recurrent import attach, label, modules_of
 from models.common.export.streamed import Carried, Output, Streamed
 from models.common.export.watch import blame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Any
+    from collections.abc import Generator, Iterator, Sequence
 
     from models.common.export.example import Drawer, Example
-    from models.common.export.recurrent import Carrier, States
+    from models.common.export.recurrent import Call, States
+    from models.common.export.tree import Tree
 
 # Two sizes of time and batch: an axis that goes from one to the other is known by the pair.
 _SMALL, _LARGE = (5, 2), (8, 3)
@@ -42,7 +42,7 @@ def check_layers(net: nn.Module) -> None:
                 f"module: {name} is {tensor.dtype}; ONNX Runtime has no CPU kernels of it for recurrent layers: export "
                 "module.float()"
             )
-    for path, layer in net.named_modules():
+    for path, layer in modules_of(net):
         if isinstance(layer, _BatchNorm) and layer.running_mean is None:
             raise ExportError(
                 f"{label(path, layer)}: takes mean and variance over the time and batch that it is given, so an answer "
@@ -50,7 +50,7 @@ def check_layers(net: nn.Module) -> None:
             )
 
 
-def build(net: nn.Module, example: Example, draw: Drawer, state: Any, outputs: Sequence[str] | None) -> Streamed:
+def build(net: nn.Module, example: Example, draw: Drawer, state: Tree, outputs: Sequence[str] | None) -> Streamed:
     """The network with explicit state; ``net`` is a copy that is ours to change, in eval mode.
 
     Raises:
@@ -82,7 +82,7 @@ def build(net: nn.Module, example: Example, draw: Drawer, state: Any, outputs: S
 
 
 @contextmanager
-def _looked_up(net: nn.Module, example: Example) -> Iterator[dict[str, int]]:
+def _looked_up(net: nn.Module, example: Example) -> Generator[dict[str, int]]:
     """Counts of rows of the embeddings that inputs are looked up in, known when the block has ended."""
     rows: dict[str, int] = {}
     names = {tensor.untyped_storage().data_ptr(): name for name, tensor in example.tensors.items()}
@@ -115,7 +115,7 @@ def _declared(forward: Forward, draw: Drawer) -> list[Carried]:
     rows = forward.example.batch
     choices: list[list[int]] = []
     for name, tensor in forward.states:
-        likely = sorted(range(tensor.dim()), key=lambda axis: (axis != (1 if tensor.dim() > 2 else 0), axis))  # noqa: B023, PLR2004
+        likely = sorted(range(tensor.dim()), key=lambda axis: (axis != (1 if tensor.dim() > 2 else 0), axis))  # noqa: PLR2004
         axes = [axis for axis in likely if tensor.shape[axis] == rows]
         if not axes:
             raise ExportError(
@@ -167,7 +167,7 @@ def _layer_states(streamed: Streamed, draw: Drawer) -> Iterator[Carried]:
     """States of recurrent layers that no declared state leads to, from three runs of a single timestep."""
     carrier, rows = streamed.carrier, 2
 
-    def calls(seed: int, *, moved: bool) -> list[Any]:
+    def calls(seed: int, *, moved: bool) -> list[Call]:
         states = None if not moved else [s.start(rows) + _nudge(s.start(rows)) for s in streamed.states]
         streamed.step(draw.batch(np.random.default_rng(seed), 1, rows), states)
         return list(carrier.calls)
@@ -224,15 +224,13 @@ def _outputs(streamed: Streamed, draw: Drawer) -> tuple[list[str], list[Output]]
 
 
 def _output_names(places: Sequence[str]) -> dict[str, str]:
-    """y where there is one without a name, else y_0, y_1, ...; keys of a dict and fields stay."""
+    """Gives y where there is one without a name, else y_0, y_1, ...; keys of a dict and fields stay."""
     if len(places) == 1:
         return {place: place if place[:1].isalpha() else "y" for place in places}
     return {place: place if place[:1].isalpha() else f"y_{index}" for index, place in enumerate(places)}
 
 
-def _axes(  # noqa: PLR0913 - two runs of one tensor
-    name: str, one: Tensor, two: Tensor, small: tuple[int, int], large: tuple[int, int], *, cell: bool
-) -> Output:
+def _axes(name: str, one: Tensor, two: Tensor, small: tuple[int, int], large: tuple[int, int], *, cell: bool) -> Output:
     where = f"output {name}"
     if one.dtype not in DTYPES:
         raise ExportError(f"{where}: {one.dtype} cannot be served; the types are {', '.join(DTYPES.values())}")

@@ -15,7 +15,8 @@ from models.common.export.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from models.common.parity import Draw, Features
+    from models.common.export.tree import Tree
+    from models.common.parity import Array, Draw, Features
 
 LENGTHS = "lengths"
 DTYPES = {
@@ -99,7 +100,7 @@ def parameters(net: nn.Module) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in found.items() if parameter.kind not in gathers}
 
 
-def read_example(net: nn.Module, example: Any, layout: Layout) -> Example:
+def read_example(net: nn.Module, example: Tree, layout: Layout) -> Example:
     """Names, types and sizes of the example inputs.
 
     Raises:
@@ -136,7 +137,7 @@ def read_example(net: nn.Module, example: Any, layout: Layout) -> Example:
     return Example(tuple(inputs), tensors, layout, timesteps, batch)
 
 
-def _named(net: nn.Module, example: Any) -> dict[int | str, tuple[str, Any]]:
+def _named(net: nn.Module, example: Tree) -> dict[int | str, tuple[str, Any]]:
     known = parameters(net)
     if isinstance(example, dict):
         given: dict[Any, Any] = example  # pyright: ignore[reportUnknownVariableType]
@@ -174,7 +175,7 @@ class Drawer:
             return self._checked(dict(self._own(generator, count)), count)
         return {spec.name: self._one(spec, generator, (count, *spec.rest)) for spec in self._example.features()}
 
-    def _one(self, spec: Input, generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    def _one(self, spec: Input, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
         if spec.dtype.is_floating_point:
             mean, spread = self._scales[spec.name]
             return (mean + spread * generator.standard_normal(shape)).astype(DTYPES[spec.dtype])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from models.common.export.errors import ExportError
 from models.common.export.example import Example, parameters
 from models.common.export.pairing import partner
-from models.common.export.tree import Tree, children, leaves, rebuild
+from models.common.export.tree import Tree, children, has_fields, leaves, rebuild
 
 if TYPE_CHECKING:
+    import inspect
     from collections.abc import Iterator, Mapping, Sequence
 
 _STATE_NAMES = ("state", "states", "hidden", "hx", "hc", "h", "h0", "h_0", "carry", "memory", "mem", "cache")
@@ -100,10 +101,10 @@ class Forward:
 
 
 def _has_names(tree: Tree) -> bool:
-    return isinstance(tree, dict) or hasattr(tree, "_fields")
+    return isinstance(tree, dict) or has_fields(tree)
 
 
-def declare(net: nn.Module, example: Example, state: Any) -> list[Slot]:
+def declare(net: nn.Module, example: Example, state: Tree) -> list[Slot]:
     """The arguments that ``state`` stands for; see docs/export.md for the forms it may have.
 
     Raises:
@@ -130,25 +131,25 @@ def declare(net: nn.Module, example: Example, state: Any) -> list[Slot]:
     return [_filled(net, example, slot) for slot in slots]
 
 
-def _left(net: nn.Module, example: Example) -> dict[str, Any]:
+def _left(net: nn.Module, example: Example) -> dict[str, inspect.Parameter]:
     """Parameters of ``forward`` that the example does not fill."""
     known = parameters(net)
     filled = {spec.key for spec in example.inputs}
     return {name: parameter for index, (name, parameter) in enumerate(known.items()) if not filled & {index, name}}
 
 
-def _slots(left: Mapping[str, Any], required: list[str], state: Tree, place: int) -> Iterator[Slot]:
+def _slots(left: Mapping[str, inspect.Parameter], required: list[str], state: Tree, place: int) -> Iterator[Slot]:
     if not left:  # forward(*args): by position, one argument
         yield Slot(place, "state", state)
         return
-    if isinstance(state, dict) and state and all(name in left for name in state):  # pyright: ignore[reportUnknownVariableType]
-        named: Mapping[str, Tree] = state  # pyright: ignore[reportUnknownVariableType]
-        yield from (Slot(name, name, tree) for name, tree in named.items())
+    whole = isinstance(state, Tensor | int | float) or has_fields(state)
+    parts = [] if whole else children(state, "state")
+    if isinstance(state, dict) and parts and all(name in left for name, _ in parts):
+        yield from (Slot(name, name, part) for name, part in parts)
         return
-    parts: Sequence[Tree] = state if isinstance(state, tuple | list) and not hasattr(state, "_fields") else ()  # pyright: ignore[reportUnknownVariableType]
     places = required if len(required) == len(parts) else list(left)
-    if len(parts) > 1 and len(places) >= len(parts):
-        yield from (Slot(name, name, part) for name, part in zip(places, parts, strict=False))
+    if not isinstance(state, dict) and 1 < len(parts) <= len(places):
+        yield from (Slot(name, name, part) for name, (_, part) in zip(places, parts, strict=False))
         return
     only = next(iter([*required, *(name for name in left if name in _STATE_NAMES), *left]))
     yield Slot(only, only, state)

@@ -34,19 +34,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Literal
 
-    import onnx
-
-    from models.common.export.example import Example
     from models.common.export.streamed import Streamed
+    from models.common.export.tree import Tree
     from models.common.manifest import DataSource, Manifest, Scalar, Training
 
 
 def export(  # noqa: PLR0913 - every one but the first two is by name, and has a default where there is a good one
     module: nn.Module,
-    example: Any,
+    example: Tree,
     *,
     name: str,
-    state: Any = None,
+    state: Tree = None,
     version: str = "1",
     into: StrPath = "artefacts",
     batch_first: bool = False,
@@ -78,16 +76,17 @@ def export(  # noqa: PLR0913 - every one but the first two is by name, and has a
         example: example inputs of ``forward`` as a tensor, a tuple of them, or a dict by name; (T, N, ...) each, or
             (N, T, ...) with ``batch_first``. An int tensor (N,) named ``lengths`` is the true lengths of the rows.
         name: of the model; clients ask for it.
-        state: what a sequence starts with, where ``forward`` takes and returns its state: a tensor, or a tuple, list, dict
-            or named tuple of them, with the rows of the example, all rows alike; or a dict of ``forward``'s arguments; or
-            only the names of those arguments, where leaving them out means zeros. None finds it: arguments named like
-            a state that may be left out, and what is kept inside by LSTM, GRU, RNN and their cells.
+        state: what a sequence starts with, where ``forward`` takes and returns its state: a tensor, or a tuple, list,
+            dict or named tuple of them, with the rows of the example, all rows alike; or a dict of ``forward``'s
+            arguments; or only the names of those arguments, where leaving them out means zeros. None finds it:
+            arguments named as a state that may be left out, and what is kept inside by LSTM, GRU, RNN and their cells.
         version: of the model; a running server keeps sequences on the version they began on.
         into: folder of all models.
         batch_first: whether the network's inputs have the batch before time; the wire never does.
         cell: whether ``forward`` takes a single timestep, (N, ...), and a loop over time has to be put around it.
-        outputs: names for the outputs, in order; else those of a dict or named tuple, or ``y``, or ``y_0``, ``y_1``, ...
-        draw: makes the inputs of one sequence of T timesteps, from a generator and T; else random ones like the example.
+        outputs: names for the outputs, in order; else those of a dict or named tuple, or ``y``, or ``y_0``, ``y_1``...
+        draw: makes the inputs of one sequence of T timesteps, from a generator and T; else they are random, with the
+            mean and spread of the example.
         chunk_timesteps_max: longest chunk that a server takes at once.
         idle_timeout_s: how long a sequence may rest before it is dropped.
         lifetime_s: how long it may live in all.
@@ -122,7 +121,7 @@ def export(  # noqa: PLR0913 - every one but the first two is by name, and has a
         overwrite,
     )
     facts.check()
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - not everybody checks types
         raise ExportError(f"module: {type(module).__name__}, but a torch.nn.Module is needed")
     layout = _layout(module, batch_first=batch_first, cell=cell)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -26,8 +26,8 @@ _AFFIXES = ("next", "new", "out", "output", "n", "final", "updated")
 def partner(name: str, outputs: Collection[str]) -> str | None:
     """The one of ``outputs`` that by its name is the new value of state input ``name``; the likeliest first.
 
-    ``h`` -> ``h_next``, ``new_h``, ``h_out``, ``hn``; ``state_in`` -> ``state_out``; ``h0`` -> ``hn``; ``prev_c`` -> ``next_c``,
-    ``c``; also ``h`` -> ``h``. Case and the sign between words do not matter.
+    ``h`` -> ``h_next``, ``new_h``, ``h_out``, ``hn``; ``state_in`` -> ``state_out``; ``h0`` -> ``hn``; ``prev_c`` ->
+    ``next_c``, ``c``; also ``h`` -> ``h``. Case and the sign between words do not matter.
     """
     plain = {_plain(output): output for output in outputs}
     return next((plain[made] for made in _candidates(name) if made in plain), None)

@@ -22,20 +22,20 @@ _ROWS, _CUT = 3, 7
 _PIECES = (slice(0, 5), slice(5, 6), slice(6, TIMESTEPS))
 
 _TWICE = (
-    "differs by {0:.3g} between two runs of the same input, so a step could not be repeated; something is random though "
-    "the network is in eval mode"
+    "differs by {0:.3g} between two runs of the same input, so a step could not be repeated; something is random "
+    "though the network is in eval mode"
 )
 _MATES = (
     "changes by {0:.3g} with the other rows of the batch, but sequences that share a run must not see one another; "
     "something in the network normalises or adds up over the batch"
 )
 _FUTURE = (
-    "changes by {0:.3g} with the timesteps that come after it, so it cannot be answered before they are there: {1} looks "
-    "ahead"
+    "changes by {0:.3g} with the timesteps that come after it, so it cannot be answered before they are there: {1} "
+    "looks ahead"
 )
 _CHUNKS = (
-    "is another by {0:.3g} when a sequence comes in chunks: {1} uses earlier timesteps that are in no state; keep them in a "
-    "state that forward takes and returns, and declare it with state=..."
+    "is another by {0:.3g} when a sequence comes in chunks: {1} uses earlier timesteps that are in no state; keep them "
+    "in a state that forward takes and returns, and declare it with state=..."
 )
 
 
@@ -95,8 +95,8 @@ def _check_finite(run: _Run) -> None:
     for name, tensor in run.all().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ExportError(
-                f"{name}: is not finite for random inputs of the mean and spread of the example; if only some values are "
-                "allowed, give draw=..., a function of a generator and T that makes the inputs of one sequence"
+                f"{name}: is not finite for random inputs of the mean and spread of the example; if only some values "
+                "are allowed, give draw=..., a function of a generator and T that makes the inputs of one sequence"
             )
 
 
@@ -109,9 +109,7 @@ def _check_future(
     for name, tensor in whole.timed.items():
         off = difference(tensor[:_CUT], found.timed[name][:_CUT])
         if off > tolerance:
-            layer = mixer(
-                streamed.net, lambda which: _run(streamed, changed if which else x), TIMESTEPS, slice(0, _CUT)
-            )
+            layer = _mixer(streamed, x, changed, slice(0, _CUT))
             raise ExportError(f"output {name}: {_FUTURE.format(off, layer)}")
 
 
@@ -130,9 +128,12 @@ def _check_chunks(
         off = difference(tensor, found[name])
         if off > tolerance:
             changed = {key: torch.cat([other[key][:_CUT], value[_CUT:]]) for key, value in x.items()}
-            cut = slice(_CUT, None)
-            layer = mixer(streamed.net, lambda which: _run(streamed, changed if which else x), TIMESTEPS, cut)
+            layer = _mixer(streamed, x, changed, slice(_CUT, None))
             raise ExportError(f"{name}: {_CHUNKS.format(off, layer)}")
+
+
+def _mixer(streamed: Streamed, x: dict[str, Tensor], changed: dict[str, Tensor], cut: slice) -> str:
+    return mixer(streamed.net, lambda which: _run(streamed, changed if which else x), TIMESTEPS, cut)
 
 
 def _compare(wanted: _Run, found: _Run, tolerance: float, says: str) -> None:

@@ -1,15 +1,15 @@
 """Recurrent layers of torch whose state stays inside the network: watched, and then fed from outside.
 
-A copy of the network gets every ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells replaced by one that asks
-:class:`Carrier` for its state. The state of a call is named by the layer's path and ``h`` or ``c``. Where a step calls a layer
-more than once, the calls have states of their own, ``path.2.h`` being that of the second.
+In a copy of the network every ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` and their cells ask a :class:`Carrier` for their
+state. The state of a call is named by the layer's path and ``h`` or ``c``. Where a step calls a layer more than once,
+the calls have states of their own, ``path.2.h`` being that of the second.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from models.common.export.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from models.common.export.tree import Tree
 
 Layer = nn.RNNBase | nn.RNNCellBase
 States = tuple[Tensor, ...]
@@ -69,7 +71,7 @@ def attach(net: nn.Module) -> Carrier:
         ExportError: a layer reads backwards too.
     """
     carrier = Carrier()
-    for path, layer in net.named_modules():
+    for path, layer in modules_of(net):
         if isinstance(layer, nn.RNNBase) and layer.bidirectional:
             raise ExportError(
                 f"{label(path, layer)}: bidirectional: it needs the end of a sequence before its first answer, so it "
@@ -77,8 +79,13 @@ def attach(net: nn.Module) -> Carrier:
             )
         if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
             original: Callable[..., Any] = layer.forward
-            layer.forward = partial(_forward, layer, path, carrier, original)  # pyright: ignore[reportAttributeAccessIssue]
+            layer.forward = cast("Any", partial)(_forward, layer, path, carrier, original)
     return carrier
+
+
+def modules_of(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module with its path, that of the network itself empty."""
+    return list(cast("Any", net).named_modules())
 
 
 def label(path: str, layer: nn.Module) -> str:
@@ -86,57 +93,61 @@ def label(path: str, layer: nn.Module) -> str:
     return f"{path or 'the network itself'} ({type(layer).__name__})"
 
 
-def _forward(  # noqa: PLR0913, PLR0917 - layer, path, carrier and original are bound, the rest is torch's
+def _forward(
     layer: Layer,
     path: str,
     carrier: Carrier,
     original: Callable[..., Any],
-    input: Tensor,
-    hx: Any = None,  # noqa: A002
-) -> Any:
+    input: Tensor,  # noqa: A002 - as torch names it, and callers may
+    hx: Tree = None,
+) -> Tree:
     """In place of the layer's forward: as that, but the first calls start from what the carrier gives."""
     if isinstance(input, PackedSequence):
         raise ExportError(
-            f"{label(path, layer)}: gets a packed sequence; leave out the packing: the exported graph takes lengths and "
-            "stops each row at its own end"
+            f"{label(path, layer)}: gets a packed sequence; leave out the packing: the exported graph takes lengths "
+            "and stops each row at its own end"
         )
     one = isinstance(layer, nn.RNNCellBase)
     if input.dim() != (2 if one else 3):
         raise ExportError(f"{label(path, layer)}: gets an input without a batch axis")
-    index = len(carrier.of(path))
-    began: States | None = None if hx is None else (hx if isinstance(hx, tuple) else (hx,))
+    began = None if hx is None else _several(hx)
     batch = input.shape[0] if one or layer.batch_first else input.shape[1]
     zeros = _zeros(layer, input, batch)
-    begin = carrier.given.get((path, index), began if began is not None else zeros)
+    begin = carrier.given.get((path, len(carrier.of(path))), began or zeros)
     if carrier.decomposed:
         output, ended = _by_operations(layer, input, begin)
-    elif one:
-        ended = original(input, begin if len(begin) > 1 else begin[0])
-        ended = ended if isinstance(ended, tuple) else (ended,)
-        output = ended[0]
     else:
-        output, ended = original(input, begin if len(begin) > 1 else begin[0])
-        ended = ended if isinstance(ended, tuple) else (ended,)
+        result: Any = original(input, _folded(begin))
+        output, ended = (None, _several(result)) if one else (result[0], _several(result[1]))
     carrier.calls.append(Call(path, began, ended, zeros))
-    folded = ended if len(ended) > 1 else ended[0]
-    return folded if one else (output, folded)
+    return _folded(ended) if one else (output, _folded(ended))
 
 
-def _zeros(layer: Layer, input: Tensor, batch: int) -> States:  # noqa: A002
+def _several(state: Tree) -> States:
+    """A state of h and c, or of h alone, as a tuple in either case."""
+    return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def _folded(states: States) -> Tree:
+    """As torch takes and returns them: of one tensor without the tuple."""
+    return states if len(states) > 1 else next(iter(states))
+
+
+def _zeros(layer: Layer, like: Tensor, batch: int) -> States:
     if isinstance(layer, nn.RNNCellBase):
         sizes = [layer.hidden_size] * (2 if isinstance(layer, nn.LSTMCell) else 1)
-        return tuple(input.new_zeros(batch, size) for size in sizes)
+        return tuple(like.new_zeros(batch, size) for size in sizes)
     sizes = [layer.proj_size or layer.hidden_size] + ([layer.hidden_size] if layer.mode == "LSTM" else [])
-    return tuple(input.new_zeros(layer.num_layers, batch, size) for size in sizes)
+    return tuple(like.new_zeros(layer.num_layers, batch, size) for size in sizes)
 
 
-def _by_operations(layer: Layer, input: Tensor, begin: States) -> tuple[Tensor, States]:  # noqa: A002
+def _by_operations(layer: Layer, came: Tensor, begin: States) -> tuple[Tensor, States]:
     """One timestep of a layer or cell; shapes as torch has them."""
     if isinstance(layer, nn.RNNCellBase):
-        ended = _cell(_mode(layer), input, begin, _weights(layer, ""))
+        ended = _cell(_mode(layer), came, begin, _weights(layer, ""))
         return ended[0], ended
     axis = 1 if layer.batch_first else 0
-    x = input.squeeze(axis)  # (N, I)
+    x = came.squeeze(axis)  # (N, I)
     ends: list[States] = []
     for depth in range(layer.num_layers):
         x, *_ = ended = _cell(_mode(layer), x, tuple(s[depth] for s in begin), _weights(layer, f"_l{depth}"))
@@ -163,7 +174,7 @@ def _weights(layer: Layer, suffix: str) -> tuple[Tensor | None, ...]:
 
 
 def _cell(mode: str, x: Tensor, state: States, weights: tuple[Tensor | None, ...]) -> States:
-    """x (N, I), state of (N, H) -> the new state, by the formulas of torch's documentation."""
+    """From x (N, I) and state of (N, H) the new state, by the formulas of torch's documentation."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     h = state[0]
     seen = functional.linear(x, w_ih, b_ih)  # pyright: ignore[reportArgumentType] - these two are always there

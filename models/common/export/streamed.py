@@ -1,13 +1,13 @@
 """The network as one flat function with explicit state, in the layout of the wire.
 
-``Streamed.forward`` takes features (T, N, ...), lengths (N,) and states (L, N, ...), and returns outputs and new states; this is
-what is traced, and what torch is compared by.
+``Streamed.forward`` takes features (T, N, ...), lengths (N,) and states (L, N, ...), and returns outputs and new
+states; this is what is traced, and what torch is compared by.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Carried:
             raise ExportError(
                 f"state: {self.name} starts from a value that is not finite; a large finite one is needed"
             )
-        values = first.flatten().tolist()
+        values = cast("list[float]", first.flatten().tolist())
         return StateSpec(
             name=self.name,
             input=self.name,

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.common.export.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
 Tree = Any
 """A tensor, None, or a tuple, list, dict or named tuple of trees."""
@@ -37,21 +37,24 @@ def children(tree: Tree, name: str = "") -> list[tuple[str, Tree]]:
     Raises:
         ExportError: it is none of them, or a key of a dict is no string.
     """
+    parts: Any = tree
     if isinstance(tree, dict):
-        items: list[tuple[Any, Tree]] = list(tree.items())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        wrong = [key for key, _ in items if not isinstance(key, str)]
+        wrong = [key for key in parts if not isinstance(key, str)]
         if wrong:
             raise ExportError(f"{name or 'the result'}: the key {wrong[0]!r} is no string")
-        return items
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        named: Any = tree
-        return list(zip(named._fields, named, strict=True))
+        return list(parts.items())
+    if has_fields(tree):
+        return list(zip(parts._fields, parts, strict=True))
     if isinstance(tree, tuple | list):
-        parts: Sequence[Tree] = tree  # pyright: ignore[reportUnknownVariableType]
         return [(str(index), part) for index, part in enumerate(parts)]
     raise ExportError(
         f"{name or 'the result'}: {type(tree).__name__}, but tensors in tuples, lists or dicts are needed"
     )
+
+
+def has_fields(tree: Tree) -> bool:
+    """Whether it is a named tuple."""
+    return hasattr(tree, "_fields")
 
 
 def rebuild(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
@@ -60,10 +63,10 @@ def rebuild(tree: Tree, tensors: Iterator[Tensor]) -> Tree:
         return next(tensors)
     if tree is None:
         return None
+    parts = [(key, rebuild(part, tensors)) for key, part in children(tree)]
     if isinstance(tree, dict):
-        items: Mapping[str, Tree] = tree  # pyright: ignore[reportUnknownVariableType]
-        return {key: rebuild(part, tensors) for key, part in items.items()}
-    parts = [rebuild(part, tensors) for _, part in children(tree)]
-    if hasattr(tree, "_fields"):
-        return type(tree)(*parts)
-    return tuple(parts) if isinstance(tree, tuple) else parts
+        return dict(parts)
+    values = [part for _, part in parts]
+    if has_fields(tree):
+        return type(tree)(*values)
+    return tuple(values) if isinstance(tree, tuple) else values

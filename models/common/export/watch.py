@@ -9,23 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from models.common.export.errors import ExportError
-from models.common.export.recurrent import label
-from models.common.export.tree import leaves
+from models.common.export.recurrent import label, modules_of
+from models.common.export.tree import Tree, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 
 @contextmanager
-def blame(net: nn.Module, doing: str) -> Iterator[None]:
+def blame(net: nn.Module, doing: str) -> Generator[None]:
     """Turn what the network raises into an error that names the innermost layer at work."""
     inside: list[tuple[str, nn.Module]] = []
     handles: list[Any] = []
-    for path, layer in net.named_modules():
-        handles += [
-            layer.register_forward_pre_hook(lambda *_, path=path, layer=layer: inside.append((path, layer))),
-            layer.register_forward_hook(lambda *_: (inside.pop(), None)[1]),
-        ]
+    paths = {layer: path for path, layer in modules_of(net)}
+
+    def enter(layer: nn.Module, _: Tree) -> None:
+        inside.append((paths[layer], layer))
+
+    def leave(_layer: nn.Module, _came: Tree, _went: Tree) -> None:
+        inside.pop()
+
+    for layer in paths:
+        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:
         yield
     except ExportError:
@@ -49,8 +54,8 @@ class _Seen(NamedTuple):
 def mixer(net: nn.Module, run: Callable[[int], object], timesteps: int, cut: slice) -> str:
     """The first, innermost layer whose output differs in ``cut`` of time between two runs, its input not.
 
-    ``run(0)`` and ``run(1)`` are runs of ``timesteps``, a number that no other axis has, with inputs that are the same in
-    ``cut``. Where there is none it is an operation between the layers.
+    ``run(0)`` and ``run(1)`` are runs of ``timesteps``, a number that no other axis has, with inputs that are the same
+    in ``cut``. Where there is none it is an operation between the layers.
     """
     first, second = (_seen(net, run, which) for which in (0, 1))
     for a, b in zip(first, second, strict=False):
@@ -67,15 +72,12 @@ def mixer(net: nn.Module, run: Callable[[int], object], timesteps: int, cut: sli
 
 def _seen(net: nn.Module, run: Callable[[int], object], which: int) -> list[_Seen]:
     seen: list[_Seen] = []
-    handles: list[Any] = []
-    for path, layer in net.named_modules():
-        if not path:
-            continue
+    paths = {layer: path for path, layer in modules_of(net) if path}
 
-        def note(layer: nn.Module, came: Any, went: Any, path: str = path) -> None:
-            seen.append(_Seen(path, layer, _tensors(came), _tensors(went)))
+    def note(layer: nn.Module, came: Tree, went: Tree) -> None:
+        seen.append(_Seen(paths[layer], layer, _tensors(came), _tensors(went)))
 
-        handles.append(layer.register_forward_hook(note))
+    handles: list[Any] = [layer.register_forward_hook(note) for layer in paths]
     try:
         run(which)
     finally:
@@ -84,7 +86,7 @@ def _seen(net: nn.Module, run: Callable[[int], object], which: int) -> list[_See
     return seen
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def _tensors(tree: Tree) -> list[Tensor]:
     try:
         return [tensor.clone() for _, tensor in leaves(tree)]
     except ExportError:

@@ -204,8 +204,9 @@ def refuse(report: ParityReport, *, allow_inexact: bool) -> None:
         off = max(report.batched_difference_max, report.chunked_difference_max)
         how = "the batch" if not report.batched_equal else "the chunks"
         raise ExportError(
-            f"the exported graph: the last bits of an answer depend on {how} that it is computed in (by {off:.3g}); a step "
-            "that is repeated elsewhere could get another answer. allow_inexact=True accepts it and says so in the manifest"
+            f"the exported graph: the last bits of an answer depend on {how} that it is computed in (by {off:.3g}); a "
+            "step that is repeated elsewhere could get another answer. allow_inexact=True accepts it, and the manifest "
+            "says so"
         )
 
 
