@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from threading import Thread
     from wsgiref.simple_server import WSGIServer
 
+    from services.runtime.core.ids import ModelId
     from services.runtime.observability.shared import Copier
     from services.runtime.state.redis.breaker import StoreEvents
     from services.runtime.state.store import StateStore
@@ -100,25 +101,31 @@ class Server:
         self._owns_store = store is None
         self._store = store or make_store(settings, self._clock, self.metrics)
         self._catalogue = Catalogue()
-        self._repository = self._make_repository()
         self._drain = Drain()
         self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)
         # The published stubs do not know the asyncio servicer.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         # Sequences without durability, apart from the store that replicas share.
         local = MemoryStore(self._clock, bytes_max=settings.memory_bytes_max, sequences_max=settings.sequences_max)
+        self._repository = self._make_repository(local)
         self._sequences = self._make_sequences(local)
         self._lifecycle = self._make_lifecycle(local)
         self._server = self._make_server()
         self._metrics_server: tuple[WSGIServer, Thread] | None = None
         self.port = 0
 
-    def _make_repository(self) -> Repository:
+    def _make_repository(self, local: MemoryStore) -> Repository:
+        def live(model_id: ModelId) -> int | None:
+            # Of a store that replicas share no replica knows how many sequences are live in it.
+            store = self._store
+            return store.live(model_id) + local.live(model_id) if isinstance(store, MemoryStore) else None
+
         serves_all = any(task.serves_all for task in self._tasks)
         names = None if serves_all else frozenset([task.name for task in self._tasks])
         features = {task.name: task.load_features for task in self._tasks if task.load_features}
         loader = Loader(self._settings, features, self._clock, self.metrics)
-        return Repository(self._settings, names, self._catalogue, loader, LoadingThread(), self._clock, self.metrics)
+        thread = LoadingThread()
+        return Repository(self._settings, names, self._catalogue, loader, thread, self._clock, self.metrics, live)
 
     def _make_sequences(self, local: StateStore) -> Sequences:
         settings = self._settings

@@ -16,6 +16,7 @@ from services.runtime.model.registry import Artefact, fingerprint, load, read_ar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from models.common.manifest import Manifest
@@ -66,7 +67,10 @@ class Opened(NamedTuple):
 
 
 class Loader:
-    """`open_model` makes a network of files and the largest batch that it is to take; `features` goes by task."""
+    """Makes served models of files.
+
+    `features` goes by task; `open_model` is given the largest batch, too, `make_executor` the number of threads.
+    """
 
     def __init__(
         self,
@@ -76,12 +80,14 @@ class Loader:
         events: BatchEvents,
         *,
         open_model: Callable[[Artefact, Settings, int], Model] = load,
+        make_executor: Callable[[int], Executor] = ThreadPoolExecutor,
     ) -> None:
         self._settings = settings
         self._features = features
         self._clock = clock
         self._events = events
         self._open_model = open_model
+        self._make_executor = make_executor
 
     def open(self, files: VersionFiles, serving: ServingFile) -> Opened:
         """Reads, verifies, opens and warms a version; called in a thread.
@@ -99,7 +105,7 @@ class Loader:
         """Puts a network behind a batcher; called in the event loop."""
         manifest = opened.artefact.manifest
         limits = self._limits(manifest, serving)
-        executor = ThreadPoolExecutor(limits.run_threads, thread_name_prefix=f"run-{manifest.name}")
+        executor = self._make_executor(limits.run_threads)
         return ServedModel(
             model_id=opened.artefact.model_id,
             manifest=manifest,

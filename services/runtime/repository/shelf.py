@@ -229,7 +229,8 @@ class Shelf:
         served.batcher.close()
         self._demand.gone(served.model_id)
         version.served = version.opened = version.retirement = None
-        version.reason = "unloaded" if not version.failed else version.reason
+        # Whatever is in its folder by now may be loaded again.
+        version.judged, version.digest, version.failed, version.reason = (), "", False, "unloaded"
         if version.files is None:
             self._versions[version.name].pop(version.version)
         if not self._versions[version.name]:
