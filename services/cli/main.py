@@ -18,6 +18,7 @@ command = LazyGroup(
         "sequences": Entry(
             "services.cli.sequences", "List, show, fork, rewind, move and end sequences of a running server."
         ),
+        "export": Entry("services.cli.export", "Make a servable model of a torch network or an ONNX file."),
         "models": Entry("services.cli.models", "List, show and verify exported models."),
         "doctor": Entry("services.cli.doctor", "Say what is missing here, and how to mend it."),
         "health": Entry("services.cli.health", "Ask a server whether it serves; for probes."),
