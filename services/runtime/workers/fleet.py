@@ -227,6 +227,6 @@ class Fleet:
             number = self._to_replace.pop(0)
             worker = self._workers.get(number)
             # Whoever died meanwhile has a new successor already.
-            if worker is not None and worker.state is State.READY:
+            if worker is not None:
                 self._start(worker.slot, now, predecessor=number)
                 return

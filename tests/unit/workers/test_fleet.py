@@ -281,6 +281,21 @@ def test_a_second_reload_begins_with_those_that_serve_then() -> None:
     assert world.running == [5, 6, 7]
 
 
+def test_terminated_in_the_middle_of_a_reload() -> None:
+    """Whoever leaves already is not told again, its time is not longer than it was, and a successor goes, too."""
+    world = up()
+    world.fleet.reload(world.now)
+    world.serves(4)
+    world.passes(20)
+    world.fleet.terminate(world.now)
+    assert [worker for worker, _ in world.sent] == [1, 2, 3, 4]
+    world.passes(LIMITS.drain_s + LIMITS.margin_s - 20)
+    assert world.sent[4:] == [(1, signal.SIGKILL)]
+    for worker in (1, 2, 3, 4):
+        world.ends(worker)
+    assert world.fleet.finished == 0
+
+
 def test_a_reload_of_what_starts_is_none() -> None:
     """Before all serve for the first time there is nothing old to replace."""
     world = World()
