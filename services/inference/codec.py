@@ -30,7 +30,7 @@ _REMEMBERED_BYTES_MAX = 2048
 _BEFORE_ID = (b"\x0a", b"\x12")
 """Tags of model_name and model_version."""
 
-RAW_FIELD = "raw_input_contents[{}]"
+RAW_FIELD, _TYPED_FIELD = "raw_input_contents[{}]", "inputs[{}].contents"
 """Where the elements of a tensor stand in a request, for errors."""
 
 
@@ -48,10 +48,11 @@ class Ask:
         parameters: see there.
         head: names, types and shapes of the tensors.
         blobs: the elements of each input, as raw bytes.
+        field: what held them, with braces for the index.
         echo: what a reply repeats of its request: fields to be joined to it.
     """
 
-    __slots__ = ("_tail", "blobs", "echo", "head", "id", "model_name", "model_version", "parameters")
+    __slots__ = ("_tail", "blobs", "echo", "field", "head", "id", "model_name", "model_version", "parameters")
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Ask:
         head: Head,
         blobs: Sequence[bytes],
         tail: bytes,
+        field: str = RAW_FIELD,
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -69,6 +71,7 @@ class Ask:
         self.parameters = parameters
         self.head = head
         self.blobs = blobs
+        self.field = field
         self._tail = tail
         self.echo = tail + encode.delimited(encode.ID, request_id) if request_id else tail
 
@@ -166,13 +169,13 @@ def parse_request(request: ModelInferRequest) -> Ask:
         (tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in request.inputs
     )
     raw = request.raw_input_contents
-    blobs = list(raw) if len(raw) == len(inputs) else _typed(request)
+    blobs, field = (list(raw), RAW_FIELD) if len(raw) == len(inputs) else (_typed(request), _TYPED_FIELD)
     for i, (_, _, shape) in enumerate(inputs):
         if len(shape) > RANK_MAX:
             raise InvalidInput(f"inputs[{i}].shape", f"has more than {RANK_MAX} dimensions")
     outputs = _outputs(request) if len(request.outputs) else ()
     parameters, head = parse_parameters(request.parameters), head_of(inputs, outputs)
-    return Ask(name, request.model_version, request.id.encode(), parameters, head, blobs, _echo(parameters))
+    return Ask(name, request.model_version, request.id.encode(), parameters, head, blobs, _echo(parameters), field)
 
 
 def _echo(parameters: Parameters) -> bytes:

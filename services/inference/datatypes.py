@@ -86,6 +86,6 @@ def raw_bytes(datatype: Datatype, contents: InferTensorContents, field: str) -> 
         raise InvalidInput(field, f"no model takes {datatype.name}")
     values: Sequence[float] = getattr(contents, datatype.contents)
     try:
-        return np.array(values, dtype=datatype.dtype).tobytes()
+        return np.array(list(values), dtype=datatype.dtype).tobytes()
     except OverflowError:
         raise InvalidInput(f"{field}.{datatype.contents}", f"holds what does not fit {datatype.name}") from None

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
 
 from services.inference import encode
-from services.inference.codec import RAW_FIELD, Reader
+from services.inference.codec import Reader
 from services.inference.lane import Lane
 from services.inference.limits import IN_PROGRESS_MAX, SEQUENCES_MAX
 from services.inference.steps import earlier, run_whole
@@ -226,7 +226,7 @@ class _Stream:
         try:
             model = self._runtime.catalogue.find(ask.model_name, ask.model_version)
             self._runtime.events.message_received(ask.model_name)
-            plan, rows = await run_whole(model, ask.head, ask.blobs, RAW_FIELD, deadline)
+            plan, rows = await run_whole(model, ask.head, ask.blobs, ask.field, deadline)
         except StatestreamError as error:
             return self._refusal(error, ask)
         return encode.on_stream(plan.whole_reply(rows), ask.echo)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from services.inference import describe
-from services.inference.codec import RAW_FIELD, Reader, owns
+from services.inference.codec import Reader, owns
 from services.inference.mux import serve_infer_stream
 from services.inference.steps import earlier, fold_step, run_whole, standing_reply, step_request, told_by
 from services.inference.wire import infer_pb2, management_pb2, model_config_pb2
@@ -57,7 +57,7 @@ class InferenceServicer:
         deadline = earlier(deadline_of(context, runtime.clock), parameters.timeout_us, runtime.clock)
         if not parameters.sequence_id:
             model = runtime.catalogue.find(ask.model_name, ask.model_version)
-            plan, rows = await run_whole(model, ask.head, ask.blobs, RAW_FIELD, deadline)
+            plan, rows = await run_whole(model, ask.head, ask.blobs, ask.field, deadline)
             return plan.whole_reply(rows) + ask.echo
         return await self._step(ask, deadline) + ask.echo
 

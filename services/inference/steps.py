@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from services.inference import encode
-from services.inference.codec import CARRY_TAG, RAW_FIELD, owns
+from services.inference.codec import CARRY_TAG, owns
 from services.inference.limits import ROWS_AT_ONCE, ROWS_MAX
 from services.inference.wire.infer_pb2 import ModelInferResponse
 from services.runtime.core.errors import InvalidInput
@@ -66,7 +66,7 @@ def fold_step(ask: Ask, deadline: float | None) -> Fold:
         plan = ask.head.plan(model)
         if not plan.rows:
             return plan.reply((), context), unmoved(context, carry)
-        outputs, state = await run_step(model, plan, ask.blobs, RAW_FIELD, carry, deadline)
+        outputs, state = await run_step(model, plan, ask.blobs, ask.field, carry, deadline)
         return plan.reply(outputs, context), Carry(state, CARRY_TAG)
 
     return fold
