@@ -162,7 +162,7 @@ class Sequences:
                 self._heads.drop(name)
                 self._commits.cache.drop(name)
                 if adds:
-                    self._admission.began(name, record.model)
+                    self._admission.began(name, record)
             return found
 
     async def end(self, name: SequenceName) -> Stored | Absence:
@@ -337,7 +337,7 @@ class Sequences:
             self._open_head(name, record)
         if run.base is None:
             self._events.sequence_started(name.model)
-            self._admission.began(name, record.model)
+            self._admission.began(name, record)
         if record.ended:
             self._events.sequence_ended(name.model)
             self._admission.ended(name)
@@ -375,7 +375,9 @@ class Sequences:
 
 def _goes_on(at: Position, request: StepRequest) -> bool:
     """True for the next step of a stream that works in the epoch of a head: `decide` could only say to run it."""
-    return request.step == at.step and request.epoch == at.epoch and not (request.start or request.end)
+    if request.epoch != at.epoch or request.start or request.end:
+        return False
+    return request.step == at.step or (request.step is None and not request.keyed and request.at_least <= at.step)
 
 
 def _as_found(record: Record) -> Stored:
