@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from services.runtime.core.ids import ModelId, SequenceName
     from services.runtime.engine.served import Catalogue
     from services.runtime.state.store import Stores
+    from services.runtime.state.types import Record
 
 RETRY_S: Final = 1.0
 """After which it is sensible to start again where there was no room; also between two looks for what is over."""
@@ -57,7 +58,8 @@ class Admission:
         starting = self._starting[name.model] + 1
         if limits.sequences_max is not None and sequences + starting > limits.sequences_max:
             self._refuse(name.model, f"{limits.sequences_max} sequences of the model are live already")
-        size_bytes += starting * model.manifest.state_bytes
+        # A new one takes about what those before take, replies and all.
+        size_bytes += starting * max(model.manifest.state_bytes, size_bytes // max(1, sequences))
         if limits.state_bytes_max is not None and size_bytes > limits.state_bytes_max:
             self._refuse(name.model, f"live sequences of the model take {limits.state_bytes_max} bytes already")
         self._starting[name.model] += 1
@@ -66,10 +68,10 @@ class Admission:
         finally:
             self._starting[name.model] -= 1
 
-    def began(self, name: SequenceName, model_id: ModelId) -> None:
+    def began(self, name: SequenceName, record: Record) -> None:
         """A sequence was committed for the first time."""
-        model = self._catalogue.get(model_id)
-        if isinstance(self._stores.shared, MemoryStore) or model is None:
+        model = self._catalogue.get(record.model)
+        if model is None or isinstance(self._stores.of(record.durability), MemoryStore):
             return
         if model.limits.sequences_max is not None or model.limits.state_bytes_max is not None:
             self._begun.setdefault(name.model, OrderedDict())[name] = None
