@@ -187,9 +187,11 @@ class Settings(BaseSettings):
         return 0 if value == "auto" else value
 
     @model_validator(mode="after")
-    def _workers_share_a_store(self) -> Self:
+    def _workers_share_what_they_serve(self) -> Self:
         if self.workers != 1 and self.store == "memory":
             raise ValueError("workers: more than one need store redis; with store memory each has sequences of its own")
+        if self.workers != 1 and self.model_control_mode == "explicit":
+            raise ValueError("workers: more than one need model_control_mode poll or none; a call to load reaches one")
         return self
 
     @model_validator(mode="after")

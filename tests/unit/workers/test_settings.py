@@ -40,6 +40,14 @@ def test_workers_need_a_store_that_they_share(given: Any) -> None:
     assert settings(workers=1, store="memory").workers == 1
 
 
+def test_workers_load_models_by_themselves() -> None:
+    """A call to load a model would reach one of them, and a client would find it at every other call."""
+    with pytest.raises(ValidationError, match=r"workers.*model_control_mode"):
+        settings(workers=2, model_control_mode="explicit")
+    assert settings(workers=2, model_control_mode="poll").workers == 2
+    assert settings(workers=1, model_control_mode="explicit").workers == 1
+
+
 def test_a_brief_arrives_as_it_was_sent() -> None:
     """In one line."""
     brief = Brief("7", 1, ("a.b", "c"), {"redis_url": "redis://:pass\nword@host", "run_threads": 1}, "/folder")
