@@ -198,6 +198,22 @@ def test_damage_is_found_and_the_file_named(tmp_path: Path, file: str, damage: C
     assert str(path) in done.stdout
 
 
+def test_models_lie_in_several_folders(tmp_path: Path) -> None:
+    """The variable names them like those of PATH; versions are listed together, and of two alike the first counts."""
+    one, two = copy_of_models(tmp_path / "one"), copy_of_models(tmp_path / "two")
+    (two / "sentiment" / "1").rename(two / "sentiment" / "2")
+    manifest = two / "sentiment" / "2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "1"', '"version": "2"', 1))
+    shutil.copytree(two / "sentiment" / "2", one / "sentiment" / "2")
+    one_bit(two / "sentiment" / "2" / "model.onnx")
+    both = {"STATESTREAM_ARTEFACTS": f"{one}{os.pathsep}{two}"}
+    listed = statestream("models", "list", env=both).stdout.splitlines()
+    assert [line.split()[:2] for line in listed[1:]] == [["sentiment", "1"], ["sentiment", "2"]]
+    assert statestream("models", "verify", env=both).stdout.splitlines() == ["sentiment/1: good", "sentiment/2: good"]
+    shown = statestream("models", "show", "sentiment", "2", "--artefacts", str(two), "--artefacts", str(one)).stdout
+    assert shown.startswith("sentiment 2")
+
+
 def free_addresses() -> dict[str, str]:
     """Two addresses that are free now."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:

@@ -17,10 +17,10 @@ _ROW = "{:<12} {:<8} {:>9} {:>11}  {:<12}  {}"
 
 @click.command(name="list", short_help="List the exported models.")
 @folder_option
-def command(root: Path) -> None:
+def command(roots: tuple[Path, ...]) -> None:
     """List the exported models."""
     click.echo(_ROW.format("model", "version", "size", "state", "digest", "made"))
-    for folder in versions_in(root):
+    for folder in versions_in(roots):
         try:
             manifest = load_manifest(folder)
             size = (folder / MODEL_FILE).stat().st_size

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 @click.argument("version", default="")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
 @folder_option
-def command(name: str, version: str, root: Path, *, as_json: bool) -> None:
+def command(name: str, version: str, roots: tuple[Path, ...], *, as_json: bool) -> None:
     """Show what an exported model is, and how good: version VERSION of model NAME, or all of its versions."""
     try:
-        found = [load_manifest(folder) for folder in versions_in(root, name)]
+        found = [load_manifest(folder) for folder in versions_in(roots, name)]
     except ArtefactError as error:
         raise click.ClickException(str(error)) from error
     wanted = [manifest for manifest in found if version in ("", manifest.version)]

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 @click.command(name="verify", short_help="Check that exported models are undamaged and run.")
 @click.argument("name", default="")
 @folder_option
-def command(name: str, root: Path) -> None:
+def command(name: str, roots: tuple[Path, ...]) -> None:
     """Check that exported models are undamaged and run: those of model NAME, or all.
 
     Compares every file with the digest in its manifest, then loads the network and runs it once. Exit status 1 if one
     is damaged, which is named.
     """
-    damages = [damage(folder) for folder in versions_in(root, name)]
-    for folder, found in zip(versions_in(root, name), damages, strict=True):
-        where = folder.relative_to(root)
+    folders = versions_in(roots, name)
+    damages = [damage(folder) for folder in folders]
+    for folder, found in zip(folders, damages, strict=True):
+        where = f"{folder.parent.name}/{folder.name}"
         click.echo(f"{where}: DAMAGED: {found}" if found else f"{where}: good")
     sys.exit(any(damages))
 
