@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from statestream import AsyncClient
 
 from services.runtime.app import make_store
 from services.runtime.config import Settings
@@ -132,7 +134,8 @@ async def test_a_rolling_update_drops_no_sequence_and_switches_none(tmp_path: Pa
     assert reply.sentiment != expected[0].sentiment
     assert (await fleet.start(1))[1].header.model.version == "1"
     # The other replica has not looked yet, and does not lose what it does not know.
-    assert await fleet.refused(1, new, 1) == ("UNAVAILABLE", "NOT_READY")
+    for asked in ("", "2"):
+        assert await fleet.refused(1, new, 1, model_version=asked) == ("UNAVAILABLE", "NOT_READY")
     await fleet.servers[1]._repository.look()
     assert (await fleet.go_on(1, new, 1)).header.model.version == "2"
     await fleet.update(1)
@@ -200,6 +203,25 @@ async def test_what_is_unloaded_is_gone_for_good(tmp_path: Path) -> None:
         assert [(entry.version, entry.state) for entry in repository.index()] == [("2", "READY")]
         registry = server.metrics.registry
         assert registry.get_sample_value("statestream_retired_versions_live", {"model": "sentiment"}) == 0
+
+
+async def test_a_server_looks_by_itself(tmp_path: Path) -> None:
+    """A stream of a client goes on as it began while a version comes, and the next stream is on the new one."""
+    add_version(tmp_path, "1")
+    values: Any = {"artefacts": (tmp_path,), "model_control_mode": "poll", "repository_poll_s": 0.05}
+    async with (
+        running(**values) as server,
+        AsyncClient(f"127.0.0.1:{server.port}") as client,
+        client.sentiment.stream() as old,
+    ):
+        assert (await old.send(WORDS[0])).header.model.version == "1"
+        add_version(tmp_path, "2", bias=1.0)
+        while [entry.state for entry in server._repository.index()] != ["READY", "READY"]:  # noqa: ASYNC110 - as told
+            await asyncio.sleep(0.01)
+        async with client.sentiment.stream() as new:
+            assert (await new.send(WORDS[0])).header.model.version == "2"
+        assert (await old.send(WORDS[1])).header.model.version == "1"
+        assert (await old.end()).header.model.version == "1"
 
 
 async def health_of(server: Server, service: str = "") -> int:

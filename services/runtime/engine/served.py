@@ -109,7 +109,10 @@ class Catalogue:
         return tuple(self._open.get(name, {}).values())
 
     def find(self, name: str, version: str = "", *, start: bool = True) -> ServedModel:
-        """The version asked for, or the newest. Who does not `start` a sequence is given a retired one, too.
+        """The version asked for, or the newest.
+
+        Who does not `start` a sequence is given any version that there is: which one the sequence goes on with is told
+        by its record alone, and `pinned` finds it.
 
         Raises:
             UnknownModel: it is not served here.
@@ -121,9 +124,10 @@ class Catalogue:
         if version in versions:
             return versions[version]
         if not start:
-            for model in reversed(self._models.values()):
-                if model.model_id.name == name and version in ("", model.model_id.version):
-                    return model
+            loaded = [model for model in self._models.values() if model.model_id.name == name]
+            likest = min(loaded, key=lambda model: model.model_id.version != version, default=None)
+            if likest is not None:
+                return likest
         error = self.supplier.unserved(name, version, start=start) if self.supplier else None
         if error is not None:
             raise error
