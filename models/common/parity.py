@@ -65,6 +65,7 @@ class Runner:
         options = cast("Any", onnxruntime.SessionOptions())
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what fails is raised as well
         source = model if isinstance(model, bytes) else str(model)
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._manifest = manifest

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.common.export.analyse import build, check_layers
+from models.common.export.choose import choose
 from models.common.export.errors import ExportError
 from models.common.export.example import Drawer, Layout, read_example
-from models.common.export.graph import direct_graph
+from models.common.export.facts import make_facts
+from models.common.export.graph import direct_graph, scan_graph
 from models.common.export.probe import check_streams
-from models.common.export.scan import scan_graph
-from models.common.export.write import (
-    Durability,
-    Exported,
-    Facts,
-    StrPath,
-    data_facts,
-    describe,
-    library_facts,
-    put_files,
-    sequence_defaults,
-    write_artefact,
-)
+from models.common.export.write import Exported, describe, put_files, write_artefact
 from models.common.parity import Draw, Features, ParityReport, Step, check_parity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
-    from typing import Literal
+    from typing import Literal, Unpack
 
+    from models.common.export.facts import FactOptions, Facts
     from models.common.export.streamed import Streamed
     from models.common.export.tree import Tree
-    from models.common.manifest import DataSource, Manifest, Scalar, Training
+    from models.common.manifest import Manifest
 
 
 def export(  # noqa: PLR0913 - every one but the first two is by name, and has a default where there is a good one
@@ -45,27 +37,15 @@ def export(  # noqa: PLR0913 - every one but the first two is by name, and has a
     *,
     name: str,
     state: Tree = None,
-    version: str = "1",
-    into: StrPath = "artefacts",
     batch_first: bool = False,
     cell: bool = False,
     outputs: Sequence[str] | None = None,
     draw: Draw | None = None,
-    chunk_timesteps_max: int = 256,
-    idle_timeout_s: float = 3600.0,
-    lifetime_s: float = 86400.0,
-    durability: Durability = "checkpoint",
-    task: str = "inference",
-    options: Mapping[str, Scalar] | None = None,
-    files: Sequence[StrPath] = (),
-    metrics: Mapping[str, float] | None = None,
-    data: Sequence[DataSource | Mapping[str, Any]] = (),
-    training: Training | Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
     allow_inexact: bool = False,
-    overwrite: bool = False,
     seed: int = 0,
     echo: Callable[[str], None] | None = print,
+    **options: Unpack[FactOptions],
 ) -> Exported:
     """Export a network that carries state, check it against itself, and write ``<into>/<name>/<version>/``.
 
@@ -80,60 +60,39 @@ def export(  # noqa: PLR0913 - every one but the first two is by name, and has a
             dict or named tuple of them, with the rows of the example, all rows alike; or a dict of ``forward``'s
             arguments; or only the names of those arguments, where leaving them out means zeros. None finds it:
             arguments named as a state that may be left out, and what is kept inside by LSTM, GRU, RNN and their cells.
-        version: of the model; a running server keeps sequences on the version they began on.
-        into: folder of all models.
         batch_first: whether the network's inputs have the batch before time; the wire never does.
         cell: whether ``forward`` takes a single timestep, (N, ...), and a loop over time has to be put around it.
         outputs: names for the outputs, in order; else those of a dict or named tuple, or ``y``, or ``y_0``, ``y_1``...
         draw: makes the inputs of one sequence of T timesteps, from a generator and T; else they are random, with the
             mean and spread of the example.
-        chunk_timesteps_max: longest chunk that a server takes at once.
-        idle_timeout_s: how long a sequence may rest before it is dropped.
-        lifetime_s: how long it may live in all.
-        durability: whether each step is stored before its reply, or now and then, or never.
-        task: service that the model is for.
-        options: facts for that service.
-        files: files that belong to the model, a vocabulary for instance.
-        metrics: measured figures.
-        data: data sets that it was trained on, each with name, licence and url.
-        training: command, seed, epochs and libraries that make the same weights.
         tolerance: largest difference that passes as rounding.
         allow_inexact: whether answers may depend in their last bits on batch and chunks.
-        overwrite: whether a version that is there may be replaced.
         seed: of the random inputs of the comparison.
         echo: takes the report as text; None for silence.
+        options: facts for the manifest.
 
     Raises:
         ExportError: the network cannot stream, cannot be exported, or an argument is wrong; nothing is written.
     """
-    facts = Facts(
-        name,
-        version,
-        into,
-        task,
-        chunk_timesteps_max,
-        sequence_defaults(idle_timeout_s, lifetime_s, durability),
-        options or {},
-        files,
-        metrics or {},
-        data_facts(data),
-        library_facts(training),
-        overwrite,
-    )
-    facts.check()
+    facts = make_facts(name, options)
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - not everybody checks types
         raise ExportError(f"module: {type(module).__name__}, but a torch.nn.Module is needed")
     layout = _layout(module, batch_first=batch_first, cell=cell)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Which library computes it in torch; the graph has operations of its own.
+        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
         read = read_example(module, example, layout)
         draw_one = Drawer(read, draw)
         streamed = build(_copied(module), read, draw_one, state, outputs)
         check_streams(streamed, draw_one, tolerance)
-        graph, model = _best_graph(streamed, draw_one, facts, tolerance)
+        reference = _reference(streamed)
+        graph, model = choose(
+            _candidates(streamed, draw_one), _described(streamed, facts), draw_one, reference, tolerance
+        )
 
         def make(folder: Path) -> tuple[Manifest, ParityReport]:
             manifest = _described(streamed, facts, put_files(model, facts, folder))
-            report = check_parity(folder, manifest, draw_one, _reference(streamed), seed=seed, tolerance=tolerance)
+            report = check_parity(folder, manifest, draw_one, reference, seed=seed, tolerance=tolerance)
             return manifest, report
 
         manifest, report = write_artefact(facts, make, allow_inexact=allow_inexact)
@@ -163,43 +122,23 @@ def _copied(module: nn.Module) -> nn.Module:
     return net
 
 
-def _best_graph(
-    streamed: Streamed, draw: Drawer, facts: Facts, tolerance: float
-) -> tuple[Literal["direct", "scan"], bytes]:
-    """Recurrent layers as nodes where that keeps all promises, else a loop over time around the whole network."""
+def _candidates(streamed: Streamed, draw: Drawer) -> Iterator[tuple[Literal["direct", "scan"], Callable[[], bytes]]]:
+    """Recurrent layers as nodes, where that may be; else a loop over time around the whole network."""
     signature = streamed.signature()
-    manifest = _described(streamed, facts)
-    close: bytes | None = None
-    reason: ExportError | None = None
-    if _may_be_direct(streamed):
+
+    def direct() -> bytes:
+        return direct_graph(streamed, signature, _arguments(streamed, draw, 4)).SerializeToString()
+
+    def scan() -> bytes:
+        streamed.carrier.decomposed = True
         try:
-            model = direct_graph(streamed, signature, _arguments(streamed, draw, 4)).SerializeToString()
-            report = check_parity(
-                model,
-                manifest,
-                draw,
-                _reference(streamed),
-                batch_sizes=(1, 2, 5, 17),
-                timesteps_max=24,
-                tolerance=tolerance,
-            )
-        except ExportError as error:
-            reason = error
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime has no class for all that it raises
-            reason = ExportError(f"the exported graph: fails at other sizes: {str(error).splitlines()[0]}")
-        else:
-            if report.passed:
-                return "direct", model
-            close = model if report.close else None
-    streamed.carrier.decomposed = True
-    try:
-        return "scan", scan_graph(streamed, signature, _arguments(streamed, draw, 1)).SerializeToString()
-    except ExportError as error:
-        if close is not None:
-            return "direct", close
-        raise error from reason
-    finally:
-        streamed.carrier.decomposed = False
+            return scan_graph(streamed, signature, _arguments(streamed, draw, 1)).SerializeToString()
+        finally:
+            streamed.carrier.decomposed = False
+
+    if _may_be_direct(streamed):
+        yield "direct", direct
+    yield "scan", scan
 
 
 def _may_be_direct(streamed: Streamed) -> bool:

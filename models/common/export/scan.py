@@ -1,7 +1,7 @@
-"""torch -> ONNX with the whole network as the body of one Scan over time.
+"""A whole network as the body of one Scan over time (no torch).
 
-One timestep is traced, and the graph around it steps through time, so any loop, cell or arithmetic is served whose step
-is the same at each timestep. A row's state is kept as it is from its true length on; of an output that comes once a
+The network is run on one timestep, and the graph around it steps through time, so any loop, cell or arithmetic is
+served whose step is the same at each timestep. A row's state is kept as it is from its true length on; of an output that comes once a
 chunk, the row's last true timestep is taken.
 """
 
@@ -15,16 +15,16 @@ import onnx.compose
 from onnx import TensorProto, helper, numpy_helper
 
 from models.common.export.errors import ExportError
-from models.common.export.graph import OPSET, Signature, check_signature, strip, trace
+from models.common.export.wiring import check_signature
 from models.common.manifest import BATCH_AXIS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
-
+    from models.common.export.wiring import Signature
     from models.common.manifest import Dim
 
+OPSET_MIN = 15
 _ELEMENT = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
@@ -37,27 +37,24 @@ _STEP, _NOW = "step.", "now."
 """Before the names of the trace, and before the others of the body: a name means one thing in the whole file."""
 
 
-def scan_graph(net: nn.Module, signature: Signature, arguments: Sequence[Tensor]) -> onnx.ModelProto:
-    """``net`` as an ONNX graph that runs it on one timestep after the other.
-
-    ``arguments`` is one tensor for each of ``signature.taken()``, of one timestep and more than one row.
+def scan_around(step: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
+    """A graph that runs ``step`` on one timestep after the other; ``step`` has the signature, lengths or not.
 
     Raises:
-        ExportError: an operation has no ONNX counterpart; or the graph does not have the signature.
+        ExportError: its operators are too old, or what comes out does not load.
     """
-    traced = trace(net, signature, arguments)
-    strip(traced)
-    step = onnx.compose.add_prefix_graph(traced.graph, _STEP)
     lengths = signature.lengths()
-    if lengths is None:
-        raise ExportError("the signature: a loop over time needs lengths")
+    opset = next((one.version for one in step.opset_import if not one.domain), 0)
+    if opset < OPSET_MIN or lengths is None:
+        raise ExportError(f"the graph: has operators of version {opset}; a loop over time needs {OPSET_MIN} or later")
+    inner = onnx.compose.add_prefix_graph(step.graph, _STEP)
     nodes, scanned = _around(signature, lengths)
     scan = helper.make_node(
         "Scan",
         [*(state.input for state in signature.states), *(name for name, _ in scanned), "scan.real"],
         [*(state.output for state in signature.states), *(_collected(o.name, o.per) for o in signature.outputs)],
         name="scan",
-        body=_body(step, signature, lengths),
+        body=_body(inner, signature, lengths),
         num_scan_inputs=len(scanned) + 1,
     )
     nodes += [scan, *_last_rows(signature, lengths)]
@@ -67,9 +64,9 @@ def scan_graph(net: nn.Module, signature: Signature, arguments: Sequence[Tensor]
         [_value(name, dtype, dims) for name, (dtype, dims) in signature.taken().items()],
         [_value(name, dtype, dims) for name, (dtype, dims) in signature.given().items()],
         # Outside the body: a subgraph sees them, and ONNX Runtime packs them once.
-        [*step.initializer, *_constants()],
+        [*inner.initializer, *_constants()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=traced.ir_version)
+    model = helper.make_model(graph, opset_imports=step.opset_import, ir_version=step.ir_version)
     check_signature(model, signature)
     return model
 

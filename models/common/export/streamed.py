@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.common.export.errors import ExportError
 from models.common.export.example import DTYPES, LENGTHS
-from models.common.export.graph import Signature
+from models.common.export.wiring import Signature
 from models.common.manifest import BATCH_AXIS, Dim, InputSpec, OutputSpec, StateSpec
 
 if TYPE_CHECKING:

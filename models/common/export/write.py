@@ -3,83 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import re
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
 from models.common.export.errors import ExportError
-from models.common.manifest import (
-    MODEL_FILE,
-    DataSource,
-    InputSpec,
-    Manifest,
-    OutputSpec,
-    Scalar,
-    SequenceDefaults,
-    StateSpec,
-    Training,
-    digest_of,
-    save_manifest,
-)
+from models.common.export.facts import said
+from models.common.manifest import MODEL_FILE, Manifest, digest_of, save_manifest
 from models.common.report import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from models.common.export.facts import Facts
+    from models.common.manifest import InputSpec, OutputSpec, StateSpec
     from models.common.parity import ParityReport
-
-StrPath = str | os.PathLike[str]
-Durability = Literal["none", "step", "checkpoint"]
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the manifest says beside the graph, and where to write it; see ``network.export`` for the meanings."""
-
-    name: str
-    version: str = "1"
-    into: StrPath = "artefacts"
-    task: str = "inference"
-    chunk_timesteps_max: int = 256
-    sequence: SequenceDefaults = field(default_factory=SequenceDefaults)
-    options: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
-    files: Sequence[StrPath] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
-    data: Sequence[DataSource] = ()
-    training: Training | None = None
-    overwrite: bool = False
-
-    @property
-    def folder(self) -> Path:
-        """Where the artefact will be."""
-        return Path(self.into) / self.name / self.version
-
-    def check(self) -> None:
-        """Refuse what can be told before any work.
-
-        Raises:
-            ExportError: a name or version that is none, a file that is not there, or a folder that is.
-        """
-        for argument, value, pattern in (
-            ("name", self.name, r"[A-Za-z][A-Za-z0-9_.-]{0,63}"),
-            ("version", self.version, r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}"),
-            ("task", self.task, r"[A-Za-z][A-Za-z0-9_.-]{0,63}"),
-        ):
-            if not re.fullmatch(pattern, value):
-                raise ExportError(f"{argument}: {value!r} does not fit {pattern}")
-        if self.chunk_timesteps_max < 1:
-            raise ExportError(f"chunk_timesteps_max: {self.chunk_timesteps_max}, but at least 1 is needed")
-        for path in self.files:
-            if not Path(path).is_file():
-                raise ExportError(f"files: {path} is no file")
-        if self.folder.exists() and not self.overwrite:
-            raise ExportError(f"{self.folder}: exists; give another version, or overwrite=True while nothing serves it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +36,6 @@ class Exported:
 
     def __str__(self) -> str:
         return summary(self.manifest, self.report, self.graph, str(self.folder))
-
-
-def sequence_defaults(idle_timeout_s: float, lifetime_s: float, durability: Durability) -> SequenceDefaults:
-    """Checked defaults.
-
-    Raises:
-        ExportError: one of them is out of range.
-    """
-    try:
-        return SequenceDefaults(idle_timeout_s=idle_timeout_s, lifetime_s=lifetime_s, durability=durability)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ExportError(f"{first['loc'][0]}: {first['msg']}") from error
 
 
 def put_files(model: bytes, facts: Facts, folder: Path) -> dict[str, str]:
@@ -151,13 +80,6 @@ def describe(
         )
     except ValidationError as error:
         raise ExportError(said(error)) from error
-
-
-def said(error: ValidationError) -> str:
-    """The first thing that a validation found, with the field."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
 def write_artefact(
@@ -208,29 +130,3 @@ def refuse(report: ParityReport, *, allow_inexact: bool) -> None:
             "step that is repeated elsewhere could get another answer. allow_inexact=True accepts it, and the manifest "
             "says so"
         )
-
-
-def library_facts(given: Training | Mapping[str, Any] | None) -> Training | None:
-    """Training facts out of what was given.
-
-    Raises:
-        ExportError: a field is wrong.
-    """
-    if given is None or isinstance(given, Training):
-        return given
-    try:
-        return Training.model_validate(dict(given))
-    except ValidationError as error:
-        raise ExportError(f"training: {said(error)}") from error
-
-
-def data_facts(given: Sequence[DataSource | Mapping[str, Any]]) -> list[DataSource]:
-    """Data sources out of what was given.
-
-    Raises:
-        ExportError: a field is wrong.
-    """
-    try:
-        return [one if isinstance(one, DataSource) else DataSource.model_validate(dict(one)) for one in given]
-    except ValidationError as error:
-        raise ExportError(f"data: {said(error)}") from error

@@ -13,7 +13,8 @@ import onnxruntime  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from models.common.export.errors import ExportError  # noqa: E402
-from models.common.export.graph import Signature, direct_graph  # noqa: E402
+from models.common.export.graph import direct_graph  # noqa: E402
+from models.common.export.wiring import Signature  # noqa: E402
 from models.common.manifest import InputSpec, OutputSpec, StateSpec  # noqa: E402
 
 pytestmark = pytest.mark.train
