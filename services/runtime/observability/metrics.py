@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.runtime.observability.histogram import FastHistogram
+from services.runtime.observability.fast import FastCounter, FastHistogram
 from services.runtime.observability.model_metrics import ModelMetrics
 from services.runtime.observability.sequence_metrics import SECONDS, SequenceMetrics
 from services.runtime.observability.shared import Copier, merge_modes
@@ -55,7 +55,7 @@ class Metrics(ModelMetrics, SequenceMetrics):
         self._open = Gauge(
             "statestream_calls_open", "Calls in progress", ("method",), multiprocess_mode="livesum", registry=registry
         )
-        self._messages = Counter("statestream_stream_messages", "Steps asked for on streams", model, registry=registry)
+        self._messages = FastCounter("statestream_stream_messages", "Steps asked for on streams", model, registry)
         self._batch_size = FastHistogram("statestream_batch_size", "Sequences in a run", model, SIZES, registry)
         self._queue = Gauge(
             "statestream_queue_length",
@@ -86,7 +86,6 @@ class Metrics(ModelMetrics, SequenceMetrics):
             registry=registry,
         )
         # On the hot path labels() costs more than the counting itself.
-        self._messages_of = lru_cache(maxsize=None)(self._messages.labels)
         self._queue_of = lru_cache(maxsize=None)(self._queue.labels)
 
     def copied(self, folder: Path, worker: str) -> Copier:
@@ -105,7 +104,7 @@ class Metrics(ModelMetrics, SequenceMetrics):
 
     def message_received(self, model: str) -> None:
         """See `StreamEvents`."""
-        self._messages_of(model).inc()
+        self._messages.tally(model).inc()
 
     def batch_ran(self, model: str, size: int, queue_s: Sequence[float], run_s: float) -> None:
         """See `BatchEvents`."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.runtime.observability.histogram import FastHistogram
+from services.runtime.observability.fast import FastCounter, FastHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,15 +60,13 @@ class SequenceMetrics:
         self._refused = Counter(
             "statestream_steps_refused", "Steps that could not be taken", ("model", "reason"), registry=registry
         )
-        self._cache = Counter(
-            "statestream_cache_lookups", "Steps continued from memory, or not", ("model", "hit"), registry=registry
+        self._cache = FastCounter(
+            "statestream_cache_lookups", "Steps continued from memory, or not", ("model", "hit"), registry
         )
         self._store_errors = Counter(
             "statestream_store_errors", "Calls that the state store failed", ("operation",), registry=registry
         )
-        # On the hot path labels() costs more than the counting itself.
         self._phase = self._phases.series
-        self._cache_of = lru_cache(maxsize=None)(self._cache.labels)
 
     def sequence_started(self, model: str) -> None:
         """See `SequenceEvents`."""
@@ -121,7 +118,7 @@ class SequenceMetrics:
 
     def cache_looked_up(self, model: str, *, hit: bool) -> None:
         """See `SequenceEvents`."""
-        self._cache_of(model, "true" if hit else "false").inc()
+        self._cache.tally(model, "true" if hit else "false").inc()
 
     def store_failed(self, operation: str) -> None:
         """The store did not do `operation`, "load" or "commit"."""

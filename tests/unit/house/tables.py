@@ -11,7 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic import SecretStr
 
 from services.runtime.config import Settings
-from services.runtime.observability.histogram import FastHistogram
+from services.runtime.observability.fast import FastCounter, FastHistogram
 from services.runtime.observability.metrics import Metrics
 from services.runtime.observability.worker_metrics import WorkerMetrics
 
@@ -43,17 +43,17 @@ def settings() -> str:
     return "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *rows])
 
 
-def collectors() -> list[MetricWrapperBase | FastHistogram]:
+def collectors() -> list[MetricWrapperBase | FastHistogram | FastCounter]:
     """Every metric of a server, and of a supervisor."""
     return [
         value
         for holder in (Metrics(CollectorRegistry()), WorkerMetrics(CollectorRegistry()))
         for value in vars(holder).values()
-        if isinstance(value, MetricWrapperBase | FastHistogram)
+        if isinstance(value, MetricWrapperBase | FastHistogram | FastCounter)
     ]
 
 
-def label_names(collector: MetricWrapperBase | FastHistogram) -> tuple[str, ...]:
+def label_names(collector: MetricWrapperBase | FastHistogram | FastCounter) -> tuple[str, ...]:
     """Names of the labels of a metric."""
     return vars(collector)["_labelnames"]
 
