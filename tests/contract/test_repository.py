@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from statestream import AsyncClient
+from statestream.common.v1 import sequence_pb2
 
 from services.runtime.app import make_store
 from services.runtime.config import Settings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from services.runtime.state.store import StateStore
 
 WORDS = [f"{word} " for word in ["It", "is", "not", "bad", "at", "all"]]
+STEP = sequence_pb2.DURABILITY_STEP
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 BY_HAND = 3600.0
@@ -222,6 +224,20 @@ async def test_a_server_looks_by_itself(tmp_path: Path) -> None:
             assert (await new.send(WORDS[0])).header.model.version == "2"
         assert (await old.send(WORDS[1])).header.model.version == "1"
         assert (await old.end()).header.model.version == "1"
+
+
+async def test_an_operator_limits_one_model(tmp_path: Path) -> None:
+    """A start over the bound is refused, steps go on, and the durability of who does not name one is the operator's."""
+    add_version(tmp_path, "1")
+    (tmp_path / "sentiment" / "serving.json").write_text('{"sequences_max": 1, "durability": "none"}')
+    async with running(artefacts=(tmp_path,)) as server, stub_of(server) as stub:
+        (first,) = await replies(stub, config("one", start=True), piece("Not ", step=0))
+        assert not first.header.HasField("committed_step")
+        over = await refused(server, config("two", start=True), piece("Not ", step=0))
+        assert over[:2] == ("RESOURCE_EXHAUSTED", "CAPACITY")
+        await replies(stub, config("one"), piece("bad", step=1, end=True))
+        (second,) = await replies(stub, config("two", start=True, durability=STEP), piece("Not ", step=0))
+        assert second.header.committed_step == 0
 
 
 async def health_of(server: Server, service: str = "") -> int:
