@@ -26,6 +26,13 @@ async def step(of: Batcher, value: float, deadline: float | None = None) -> floa
     return float(result.outputs[1][0])
 
 
+async def passed(loop: VirtualTimeLoop, seconds: float) -> None:
+    """Returns so many virtual seconds later."""
+    done = loop.create_future()
+    loop.call_later(seconds, done.set_result, None)
+    await done
+
+
 def test_who_waits_behind_a_long_run_is_told_when_its_time_is_up() -> None:
     """Not only when the run is over; the step is never run, and one whose run has begun gets its answer."""
     loop, executor, model = VirtualTimeLoop(), HeldExecutor(), ToyModel()
@@ -33,11 +40,11 @@ def test_who_waits_behind_a_long_run_is_told_when_its_time_is_up() -> None:
     async def main() -> None:
         slow = batcher(loop, executor, model)
         running = asyncio.ensure_future(step(slow, 1, deadline=0.5))
-        await asyncio.sleep(0.1)
+        await passed(loop, 0.1)
         with pytest.raises(DeadlineExpired):
             await step(slow, 2, deadline=0.3)
         assert loop.time() == pytest.approx(0.3)
-        await asyncio.sleep(10)
+        await passed(loop, 10)
         executor.release()
         assert await running == 1
 
@@ -53,7 +60,7 @@ def test_a_slow_model_does_not_keep_its_neighbours_waiting() -> None:
         slow, quick_runs = batcher(loop, held), HeldExecutor()
         quick = batcher(loop, quick_runs)
         stuck = [asyncio.ensure_future(step(slow, value)) for value in range(100)]
-        await asyncio.sleep(1)
+        await passed(loop, 1)
         for value in range(3):
             answer = asyncio.ensure_future(step(quick, value))
             await asyncio.sleep(0)
