@@ -6,8 +6,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from statestream.inference.v1 import inference_service_pb2_grpc
 
-from services.inference import describe
+from services.inference import describe, typed
 from services.inference.codec import Reader, owns
 from services.inference.mux import serve_infer_stream
 from services.inference.steps import earlier, fold_step, run_whole, standing_reply, step_request, told_by
@@ -202,6 +203,7 @@ def register(server: grpc.aio.Server, runtime: Runtime) -> None:
     handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(servicer.ModelInfer)
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(servicer.ModelStreamInfer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(typed.TypedServicer(runtime), server)
 
 
-TASK = Task(name=NAME, service=SERVICE, register=register, serves_all=True)
+TASK = Task(name=NAME, service=SERVICE, register=register, serves_all=True, more_services=(typed.SERVICE,))

@@ -105,6 +105,7 @@ class _Output(NamedTuple):
     per_timestep: bool
     size_bytes: int
     head: bytes
+    tensor: TensorHead
 
 
 class Plan:
@@ -113,9 +114,10 @@ class Plan:
     Attributes:
         rows, timesteps: N and T; both 0 where there are no inputs.
         lengths_index: which of the request's inputs are the lengths of the rows; None: all have T.
+        tensors: the outputs that were asked for, as an answer describes them.
     """
 
-    __slots__ = ("_features", "_outputs", "_prefix", "lengths_index", "rows", "timesteps")
+    __slots__ = ("_features", "_outputs", "_prefix", "lengths_index", "rows", "tensors", "timesteps")
 
     def __init__(
         self,
@@ -123,14 +125,15 @@ class Plan:
         features: tuple[_Feature, ...],
         lengths_index: int | None,
         outputs: tuple[_Output, ...],
-        prefix: bytes,
+        model_id: ModelId,
     ) -> None:
         self.rows = form.rows
         self.timesteps = form.timesteps
         self.lengths_index = lengths_index
         self._features = features
         self._outputs = outputs
-        self._prefix = prefix
+        self.tensors = tuple(output.tensor for output in outputs)
+        self._prefix = _prefix(model_id, self.tensors)
 
     def arrays(self, blobs: Sequence[bytes], field: str) -> tuple[Array, ...]:
         """The inputs in the model's order: (T, ...) each for one row, (N, T, ...) for several; views of `blobs`.
@@ -171,7 +174,7 @@ class Plan:
     def select(self, outputs: Sequence[Array]) -> list[Array]:
         """Those of one row that were asked for, padded with zeros to T where the row is shorter."""
         chosen: list[Array] = []
-        for index, per_timestep, _, _ in self._outputs:
+        for index, per_timestep, *_ in self._outputs:
             array = outputs[index]
             if per_timestep and array.shape[0] < self.timesteps:
                 array = np.pad(array, [(0, self.timesteps - array.shape[0]), *[(0, 0)] * (array.ndim - 1)])
@@ -230,7 +233,7 @@ def make_plan(head: Head, model_id: ModelId, manifest: Manifest) -> Plan:
     """
     indices = _indices(head, manifest)
     if not indices:
-        return Plan(_Form(0, 0, batched=False), (), None, (), _prefix(model_id, ()))
+        return Plan(_Form(0, 0, batched=False), (), None, (), model_id)
     form: _Form | None = None
     features: list[_Feature] = []
     for spec in manifest.features():
@@ -254,8 +257,7 @@ def make_plan(head: Head, model_id: ModelId, manifest: Manifest) -> Plan:
         _check_type(head.inputs[lengths_index], "int32", f"inputs[{lengths_index}]")
         if head.inputs[lengths_index][2] not in ((form.rows,), (form.rows, 1)):
             raise InvalidInput(f"inputs[{lengths_index}].shape", f"must be [{form.rows}], a length for each row")
-    outputs, tensors = _outputs(head, manifest, form)
-    return Plan(form, tuple(features), lengths_index, outputs, _prefix(model_id, tensors))
+    return Plan(form, tuple(features), lengths_index, _outputs(head, manifest, form), model_id)
 
 
 def _indices(head: Head, manifest: Manifest) -> dict[str, int]:
@@ -293,12 +295,9 @@ def _form(shape: tuple[int, ...], rest: tuple[int, ...], name: str) -> _Form:
     return _Form(1, shape[0], batched=False) if lead == 1 else _Form(shape[0], shape[1], batched=True)
 
 
-def _outputs(
-    head: Head, manifest: Manifest, form: _Form
-) -> tuple[tuple[_Output, ...], tuple[ModelInferResponse.InferOutputTensor, ...]]:
+def _outputs(head: Head, manifest: Manifest, form: _Form) -> tuple[_Output, ...]:
     names = [spec.name for spec in manifest.outputs]
     chosen: list[_Output] = []
-    tensors: list[ModelInferResponse.InferOutputTensor] = []
     for i, name in enumerate(head.outputs or names):
         if name not in names:
             raise InvalidInput(f"outputs[{i}].name", f"is not an output of the model; it gives {', '.join(names)}")
@@ -311,13 +310,13 @@ def _outputs(
         shape = (form.rows,) * form.batched + (form.timesteps,) * per_timestep + rest
         size_bytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
         raw_head = encode.delimited_head(encode.RAW_OUTPUT_CONTENTS, size_bytes)
-        chosen.append(_Output(index, per_timestep, size_bytes, raw_head))
-        tensors.append(
-            ModelInferResponse.InferOutputTensor(name=name, datatype=datatype_of(spec.dtype).name, shape=shape)
-        )
-    return tuple(chosen), tuple(tensors)
+        tensor = (name, datatype_of(spec.dtype).name, shape)
+        chosen.append(_Output(index, per_timestep, size_bytes, raw_head, tensor))
+    return tuple(chosen)
 
 
-def _prefix(model_id: ModelId, tensors: Sequence[ModelInferResponse.InferOutputTensor]) -> bytes:
-    response = ModelInferResponse(model_name=model_id.name, model_version=model_id.version, outputs=tensors)
+def _prefix(model_id: ModelId, tensors: tuple[TensorHead, ...]) -> bytes:
+    response = ModelInferResponse(model_name=model_id.name, model_version=model_id.version)
+    for name, datatype, shape in tensors:
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
     return response.SerializeToString()

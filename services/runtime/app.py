@@ -172,7 +172,7 @@ class Server:
         return server
 
     def _services(self) -> tuple[str, ...]:
-        return (*(task.service for task in self._tasks), lifecycle.SERVICE)
+        return (*(name for task in self._tasks for name in (task.service, *task.more_services)), lifecycle.SERVICE)
 
     async def start(self) -> None:
         """Opens the port, loads and warms the models, then says SERVING.
@@ -228,7 +228,8 @@ class Server:
         """Says of the server, and of each service, whether what it was to serve is there."""
         healthy = {"": self._repository.ready, lifecycle.SERVICE: True}
         for task in self._tasks:
-            healthy[task.service] = task.serves_all or bool(self._catalogue.versions(task.name))
+            served = task.serves_all or bool(self._catalogue.versions(task.name))
+            healthy.update(dict.fromkeys((task.service, *task.more_services), served))
         statuses = health_pb2.HealthCheckResponse
         for service, is_healthy in healthy.items():
             await self._health.set(service, statuses.SERVING if is_healthy else statuses.NOT_SERVING)

@@ -44,6 +44,7 @@ class Task:
 
     Attributes:
         service: full name of the gRPC service, for health and reflection.
+        more_services: names of others that it has beside that one.
         register: adds the servicer to a server.
         load_features: makes of an artefact's folder what the codec needs (a vocabulary), once per version of each model
             whose manifest names this task; None: nothing.
@@ -55,3 +56,4 @@ class Task:
     register: Callable[[grpc.aio.Server, Runtime], None]
     load_features: Callable[[Path], object] | None = None
     serves_all: bool = False
+    more_services: tuple[str, ...] = ()

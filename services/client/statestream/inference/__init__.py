@@ -1,0 +1,1 @@
+"""Generated from `protos/statestream/inference`: messages, and stubs of the services."""
