@@ -211,6 +211,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _models_are_listed_where_calls_load(self) -> Self:
+        if self.load_models and self.model_control_mode != "explicit":
+            raise ValueError("load_models: needs model_control_mode=explicit; in the other modes all are loaded")
+        return self
+
+    @model_validator(mode="after")
     def _keys_are_in_order(self) -> Self:
         if self.record_key_before and not self.record_key:
             raise ValueError("record_key_before: needs record_key, the one that takes its place")

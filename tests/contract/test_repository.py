@@ -100,7 +100,9 @@ async def stores(request: pytest.FixtureRequest) -> AsyncGenerator[list[StateSto
 async def fleet(tmp_path: Path, mode: str, stores: list[StateStore]) -> AsyncGenerator[Fleet]:
     """Two replicas that have loaded version 1."""
     add_version(tmp_path, "1")
-    values: Any = {"artefacts": (tmp_path,), "model_control_mode": mode, "load_models": "sentiment"}
+    values: Any = {"artefacts": (tmp_path,), "model_control_mode": mode}
+    if mode == "explicit":
+        values["load_models"] = "sentiment"
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(running(store=store, repository_poll_s=BY_HAND, **values))

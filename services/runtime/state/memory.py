@@ -231,18 +231,19 @@ class MemoryStore:
     def _put(self, name: SequenceName, entry: _Entry) -> None:
         live = self._live.pop(name, None)
         before = live or self._left.pop(name, None)
-        if live is not None:
-            self._count(live, -1)
         if before is None:
             self._evicted.pop(name, None)
         else:
             self._size_bytes -= before.size_bytes
             entry.alarm_at = before.alarm_at
-        if entry.newest.record.ended:
-            self._left[name] = entry
-        else:
-            self._live[name] = entry
-            self._count(entry, 1)
+        ended = entry.newest.record.ended
+        (self._left if ended else self._live)[name] = entry
+        # Most commits change nothing of it.
+        if live is None or ended or live.size_bytes != entry.size_bytes or _model(live) != _model(entry):
+            if live is not None:
+                self._count(live, -1)
+            if not ended:
+                self._count(entry, 1)
         self._size_bytes += entry.size_bytes
         # A step only ever moves its expiry further away, so most commits leave the queue of alarms alone.
         if entry.expires_at < entry.alarm_at:
@@ -285,7 +286,7 @@ class MemoryStore:
 
     def _count(self, entry: _Entry, sign: int) -> None:
         """Adds a live entry to what its model uses, or takes it away; `sign` is 1 or -1."""
-        model = entry.newest.record.model
+        model = _model(entry)
         sequences, size_bytes = self._usage.get(model, (0, 0))
         after = Usage(sequences + sign, size_bytes + sign * entry.size_bytes)
         if after.sequences:
@@ -303,6 +304,10 @@ class MemoryStore:
             self._evicted[name] = None
             if len(self._evicted) > EVICTED_KEPT_MAX:
                 self._evicted.popitem(last=False)
+
+
+def _model(entry: _Entry) -> ModelId:
+    return entry.newest.record.model
 
 
 def _stored(entry: _Entry, kept: _Kept, now: float) -> Stored:

@@ -85,6 +85,13 @@ def test_folders_are_given_like_those_of_path() -> None:
         Settings(artefacts="")  # pyright: ignore[reportArgumentType]
 
 
+def test_models_are_listed_only_for_calls() -> None:
+    """A list that would be ignored is an error."""
+    with pytest.raises(ValueError, match="load_models"):
+        Settings(load_models="toy")  # pyright: ignore[reportArgumentType]
+    assert Settings(load_models="toy, other", model_control_mode="explicit").load_models == ("toy", "other")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [

@@ -339,7 +339,8 @@ def test_a_version_that_never_comes_is_gone_after_a_while(tmp_path: Path, mode: 
     two = folders.add("2")
 
     async def scenario(make: Make) -> None:
-        bench = make(tmp_path, model_control_mode=mode, load_models="toy", rollout_s=100)
+        listed = "toy" if mode == "explicit" else ""
+        bench = make(tmp_path, model_control_mode=mode, load_models=listed, rollout_s=100)
         await bench.repository.start(TOY)
         for gone in (two._replace(version="1"), two._replace(weights_digest="f" * 64)):
             with pytest.raises(ModelVersionGone):
