@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from statestream import errors
 from statestream._client import AsyncClient
 from statestream._export import Exported, ModelOptions, adopt, export, exporter
+from statestream._inference import AsyncInferenceStream, Inference, InferenceStream, InferenceUpdate
 from statestream._replay import ReplayBounds
 from statestream._retry import RetryPolicy, Timing
 from statestream._sentiment import AsyncSentimentStream, Label, Sentiment, SentimentStream, SentimentUpdate
@@ -39,11 +40,15 @@ else:
 
 __all__ = [
     "AsyncClient",
+    "AsyncInferenceStream",
     "AsyncSentimentStream",
     "Client",
     "Durability",
     "ExportError",
     "Exported",
+    "Inference",
+    "InferenceStream",
+    "InferenceUpdate",
     "Label",
     "ModelOptions",
     "ModelVersion",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from grpc_health.v1 import health_pb2
 
 from statestream._channel import Connection, grpc_errors
+from statestream._inference import AsyncInferencePart
 from statestream._retry import RetryPolicy, Timing
 from statestream._sentiment import AsyncSentimentPart
 from statestream._sequences import AsyncSequences
@@ -65,6 +66,7 @@ class AsyncClient:
         )
         self.sequences = AsyncSequences(self._connection)
         # One line for each task.
+        self.inference = AsyncInferencePart(self._connection)
         self.sentiment = AsyncSentimentPart(self._connection)
 
     async def ready(self, service: str = "", *, timeout_s: float | None = None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from statestream._client import TIMEOUT_S, AsyncClient
+from statestream._inference import InferencePart
 from statestream._portal import Portal
 from statestream._sentiment import SentimentPart
 from statestream._sequences import Sequences
@@ -43,6 +44,7 @@ class Client:
         self._portal = Portal()
         self.sequences = Sequences(self._portal, self._inner.sequences)
         # One line for each task.
+        self.inference = InferencePart(self._portal, self._inner.inference)
         self.sentiment = SentimentPart(self._portal, self._inner.sentiment)
 
     def ready(self, service: str = "", *, timeout_s: float | None = None) -> bool:

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import statestream
 from statestream import errors
+from statestream._inference import AsyncInferencePart, InferencePart
 from statestream._sentiment import AsyncSentimentPart, SentimentPart
 from statestream._sequences import AsyncSequences, Sequences
 
 PUBLIC = {
     "AsyncClient",
+    "AsyncInferenceStream",
     "AsyncSentimentStream",
     "Client",
     "Durability",
+    "Inference",
+    "InferenceStream",
+    "InferenceUpdate",
     "Label",
     "ModelVersion",
     "ReplayBounds",
@@ -42,7 +47,7 @@ def test_public_names_are_these() -> None:
 def test_every_other_module_is_private() -> None:
     """What is not exported stands in modules with an underscore, so that it can change."""
     modules = {name for name, value in vars(statestream).items() if inspect.ismodule(value)}
-    generated = {"common", "sentiment"}
+    generated = {"common", "inference", "sentiment"}
     assert {name for name in modules - generated if not name.startswith("_")} == {"errors"}
 
 
@@ -91,6 +96,8 @@ def test_streams_and_clients_are_alike_blocking_and_for_asyncio() -> None:
         (statestream.Client, statestream.AsyncClient),
         (statestream.SentimentStream, statestream.AsyncSentimentStream),
         (SentimentPart, AsyncSentimentPart),
+        (statestream.InferenceStream, statestream.AsyncInferenceStream),
+        (InferencePart, AsyncInferencePart),
         (Sequences, AsyncSequences),
     ):
         names = {name for name in dir(other) if not name.startswith("_")}
