@@ -14,6 +14,13 @@ from services.runtime.start import start
 
 @click.command(name="serve", short_help="Serve until SIGTERM or SIGINT, then drain.")
 @click.option("--task", "names", multiple=True, metavar="NAME", help="Task to serve; repeat for more. Default: all.")
+@click.option(
+    "--artefacts",
+    "roots",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of exported models; repeat for more. Default: those that came with the program.",
+)
 @click.option("--listen", metavar="HOST:PORT", help="gRPC address; port 0 takes a free one.")
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Prometheus address; empty for none.")
 @click.option("--workers", metavar="N", help="Processes that serve on one address; auto: one a core.")
@@ -23,7 +30,7 @@ from services.runtime.start import start
     metavar="URL",
     help="Redis. A password in it shows in the process list: rather set STATESTREAM_REDIS_URL.",
 )
-def command(names: tuple[str, ...], **given: str | None) -> None:
+def command(names: tuple[str, ...], roots: tuple[str, ...], **given: object) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Everything can be set by environment variables, STATESTREAM_LISTEN and so on (docs/operations.md has them all); an
@@ -33,6 +40,7 @@ def command(names: tuple[str, ...], **given: str | None) -> None:
         tasks = modules(names or None)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    given["artefacts"] = list(roots) or None
     try:
         status = start(tasks, {name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -103,6 +104,26 @@ def test_an_unknown_task_is_refused_with_those_that_are() -> None:
         discover(["sentimnet"])
     result = CliRunner().invoke(main, ["serve", "--task", "sentimnet"])
     assert (result.exit_code, "no such task" in result.output) == (2, True)
+
+
+def test_folders_of_models_are_given_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve --artefacts` may be repeated, goes before the variable, and reaches workers, who are told in JSON."""
+    folders = [tmp_path / "one:more", tmp_path / "two"]  # a colon separates folders in the variable alone
+    for folder in folders:
+        folder.mkdir()
+    given: dict[str, object] = {}
+
+    def start(_: object, settings: dict[str, object]) -> int:
+        given.update(json.loads(json.dumps(settings)))
+        return 0
+
+    monkeypatch.setattr("services.cli.serve.start", start)
+    monkeypatch.setenv("STATESTREAM_ARTEFACTS", "elsewhere")
+    options = [part for folder in folders for part in ("--artefacts", str(folder))]
+    result = CliRunner().invoke(main, ["serve", "--task", "inference", *options])
+    assert result.exit_code == 0
+    assert read_settings(given).artefacts == tuple(folders)
+    assert CliRunner().invoke(main, ["serve", "--artefacts", str(tmp_path / "nothing")]).exit_code == 2
 
 
 def test_a_wrong_setting_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
