@@ -116,8 +116,8 @@ class Optional(nn.Module):
         self.head = nn.Linear(5, 2)
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, hidden = self.gru(x, hidden)
-        return self.head(y), hidden
+        y, new = self.gru(x, hidden)
+        return self.head(y), new
 
 
 class Learnt(nn.Module):
@@ -256,7 +256,7 @@ class Hidden(nn.Module):
 
 
 class Summed(nn.Module):
-    """Adds over the features with an operation whose rounding, in ONNX Runtime, depends on where a row lies in memory."""
+    """Adds over the features by an operation whose rounding, in ONNX Runtime, depends on where a row lies."""
 
     def __init__(self) -> None:
         super().__init__()

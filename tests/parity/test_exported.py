@@ -89,13 +89,13 @@ CASES: dict[str, Case] = {
 
 
 def made(case: str) -> tuple[nn.Module, Any, dict[str, Any], str, list[tuple[str, tuple[int, ...]]]]:
-    make, *rest = CASES[case]
+    make, example, options, graph, states = CASES[case]
     torch.manual_seed(1)
     net = make().eval()
     with torch.no_grad():
         for weight in net.parameters():
             weight.mul_(2.0)  # so that a wrong state shows
-    return net, *rest
+    return net, example, options, graph, states
 
 
 @torch.no_grad()

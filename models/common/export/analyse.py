@@ -34,7 +34,8 @@ def check_layers(net: nn.Module) -> None:
     """Refuse what can be told without running the network.
 
     Raises:
-        ExportError: a type that is not served, or a layer that takes its statistics from the batch.
+        ExportError: a type that is not served, a layer that reads backwards too, or one that takes its statistics
+            from the batch.
     """
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if tensor.dtype in {torch.float16, torch.bfloat16}:
@@ -43,6 +44,11 @@ def check_layers(net: nn.Module) -> None:
                 "module.float()"
             )
     for path, layer in modules_of(net):
+        if isinstance(layer, nn.RNNBase) and layer.bidirectional:
+            raise ExportError(
+                f"{label(path, layer)}: bidirectional: it needs the end of a sequence before its first answer, so it "
+                "cannot go on from one chunk to the next"
+            )
         if isinstance(layer, _BatchNorm) and layer.running_mean is None:
             raise ExportError(
                 f"{label(path, layer)}: takes mean and variance over the time and batch that it is given, so an answer "
@@ -59,11 +65,12 @@ def build(net: nn.Module, example: Example, draw: Drawer, state: Tree, outputs: 
     with blame(net, "the example"):
         slots = declare(net, example, state)
         forward = Forward(net, example, slots)
+        choices = _batch_axes(forward)
         with _looked_up(net, example) as rows:
             forward(example.tensors, [tensor for _, tensor in forward.states])
     draw.rows.update(rows)
     with blame(net, "inputs like the example, with 2 and 3 rows"):
-        declared = _declared(forward, draw)
+        declared = _declared(forward, draw, choices)
     carrier = attach(net)
     found = Streamed(forward, carrier, declared, (), ())
     with blame(net, "a single timestep, with which a stream may always come"):
@@ -78,7 +85,11 @@ def build(net: nn.Module, example: Example, draw: Drawer, state: Tree, outputs: 
         specs = [
             Output(name, s.time, s.batch, s.rest, s.dtype, s.folded) for name, s in zip(outputs, specs, strict=True)
         ]
-    return Streamed(forward, carrier, [*declared, *inner], specs, keep)
+    streamed = Streamed(forward, carrier, [*declared, *inner], specs, keep)
+    taken = streamed.signature().taken()
+    if clash := [spec.name for spec in specs if spec.name in taken]:
+        raise ExportError(f"outputs: {clash[0]} is the name of an input; name the outputs otherwise with outputs=...")
+    return streamed
 
 
 @contextmanager
@@ -110,25 +121,30 @@ def _native(forward: Forward, draw: Drawer, timesteps: int, rows: int, seed: int
     return native
 
 
-def _declared(forward: Forward, draw: Drawer) -> list[Carried]:
-    """Batch axes of the declared states: those with which the network runs at other batch sizes."""
+def _batch_axes(forward: Forward) -> list[list[int]]:
+    """For each declared state the axes that may be its batch, the likeliest first."""
     rows = forward.example.batch
     choices: list[list[int]] = []
     for name, tensor in forward.states:
-        likely = sorted(range(tensor.dim()), key=lambda axis: (axis != (1 if tensor.dim() > 2 else 0), axis))  # noqa: PLR2004
-        axes = [axis for axis in likely if tensor.shape[axis] == rows]
+        first = 1 if tensor.dim() > 2 else 0  # noqa: PLR2004 - as layers have it, or as cells
+        axes = [
+            axis for axis in sorted(range(tensor.dim()), key=lambda axis: axis != first) if tensor.shape[axis] == rows
+        ]
         if not axes:
             raise ExportError(
                 f"state: {name} of shape {tuple(tensor.shape)} has no axis for the batch of the example, {rows}; each "
                 "sequence has a state of its own"
             )
         choices.append(axes)
+    return choices
+
+
+def _declared(forward: Forward, draw: Drawer, choices: list[list[int]]) -> list[Carried]:
+    """Batch axes of the declared states: those with which the network runs at other batch sizes."""
     last: Exception | None = None
     for axes in islice(product(*choices), _TRIALS_MAX):
-        carried = [
-            _carried(name, index, tensor, axis)
-            for (name, tensor), index, axis in zip(forward.states, range(len(axes)), axes, strict=True)
-        ]
+        named = enumerate(zip(forward.states, axes, strict=True))
+        carried = [_carried(name, index, tensor, axis) for index, ((name, tensor), axis) in named]
         try:
             for count in (2, 3):
                 _try(forward, draw, carried, count)

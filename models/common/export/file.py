@@ -103,8 +103,9 @@ def _pairs(inputs: Sequence[Any], outputs: Sequence[Any], state: Mapping[str, st
         match = partner(value.name, open_outputs)
         if match is None:
             raise ExportError(
-                f"state: the input {value.name} is shaped as a state, but no output is named as its new value; say "
-                f'which, state={{"{value.name}": ...}}; there are {", ".join(open_outputs) or "none of its shape"}'
+                f"state: the input {value.name} {list(value.shape)} is shaped as a state, but no output is named as "
+                f'its new value; say which, state={{"{value.name}": ...}}: there are {", ".join(open_outputs) or "none"}. '
+                "If it is no state, its axis 0, time, has to be dynamic"
             )
         pairs[value.name] = match
     return pairs
@@ -221,7 +222,7 @@ def _output(name: str, one: Any, two: Any) -> OutputSpec:  # noqa: ANN401 - arra
         dims = ("batch", *one.shape[1:])
     else:
         raise ExportError(
-            f"output {name}: has shape {one.shape} for {t} timesteps of {n} rows, and {two.shape} for {t2} of {n2}; it has "
-            "to be (time, batch, ...) or (batch, ...)"
+            f"output {name}: has shape {one.shape} for {t} timesteps of {n} rows, and {two.shape} for {t2} of {n2}; it "
+            "has to be (time, batch, ...) or (batch, ...)"
         )
     return OutputSpec(name=name, dtype=cast("Any", str(one.dtype)), dims=dims)

@@ -123,6 +123,8 @@ def declare(net: nn.Module, example: Example, state: Tree) -> list[Slot]:
         return _by_names(net, example, likely, asked=False)
     names = [state] if isinstance(state, str) else state
     if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):  # pyright: ignore[reportUnknownVariableType]
+        if left and (unknown := [name for name in names if name not in left]):  # pyright: ignore[reportUnknownVariableType]
+            raise ExportError(f"state: forward takes no {unknown[0]!r} beside the example, only {', '.join(left)}")
         return _by_names(net, example, list(names), asked=True)  # pyright: ignore[reportUnknownArgumentType]
     slots = list(_slots(left, required, state, len(example.inputs)))
     missing = [name for name in required if name not in {slot.name for slot in slots}]

@@ -65,18 +65,9 @@ class Carrier:
 
 
 def attach(net: nn.Module) -> Carrier:
-    """Make every recurrent layer of ``net`` (a copy: it is changed) ask the carrier that is returned.
-
-    Raises:
-        ExportError: a layer reads backwards too.
-    """
+    """Make every recurrent layer of ``net`` (a copy: it is changed) ask the carrier that is returned."""
     carrier = Carrier()
     for path, layer in modules_of(net):
-        if isinstance(layer, nn.RNNBase) and layer.bidirectional:
-            raise ExportError(
-                f"{label(path, layer)}: bidirectional: it needs the end of a sequence before its first answer, so it "
-                "cannot go on from one chunk to the next"
-            )
         if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
             original: Callable[..., Any] = layer.forward
             layer.forward = cast("Any", partial)(_forward, layer, path, carrier, original)

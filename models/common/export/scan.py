@@ -1,8 +1,8 @@
 """A whole network as the body of one Scan over time (no torch).
 
 The network is run on one timestep, and the graph around it steps through time, so any loop, cell or arithmetic is
-served whose step is the same at each timestep. A row's state is kept as it is from its true length on; of an output that comes once a
-chunk, the row's last true timestep is taken.
+served whose step is the same at each timestep. A row's state is kept as it is from its true length on; of an output
+that comes once a chunk, the row's last true timestep is taken.
 """
 
 from __future__ import annotations

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 
+_MIXING = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.MultiheadAttention),
+    *(nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+)
+"""What may bring timesteps together, if its axis is that of time."""
+
+
 @contextmanager
 def blame(net: nn.Module, doing: str) -> Generator[None]:
     """Turn what the network raises into an error that names the innermost layer at work."""
@@ -67,7 +74,9 @@ def mixer(net: nn.Module, run: Callable[[int], object], timesteps: int, cut: sli
             continue
         if not all(_agree(x, y, timesteps, cut) for x, y in zip(a.went, b.went, strict=False)):
             return label(a.path, a.layer)
-    return f"an operation in the forward of {type(net).__name__}, outside its layers"
+    mixing = [label(path, layer) for path, layer in modules_of(net) if isinstance(layer, _MIXING)]
+    near = f", or with {', '.join(mixing)}," if mixing else ""
+    return f"an operation in the forward of {type(net).__name__}, outside its layers{near}"
 
 
 def _seen(net: nn.Module, run: Callable[[int], object], which: int) -> list[_Seen]:
