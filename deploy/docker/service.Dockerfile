@@ -1,5 +1,5 @@
-# One image per task, from one file: docker build --build-arg SERVICE=sentiment -f deploy/docker/service.Dockerfile .
-# It holds what serves (the `serve` extra), the artefacts of that task, and no torch.
+# One image per service, from one file: docker build --build-arg SERVICE=sentiment -f deploy/docker/service.Dockerfile .
+# It holds what serves (the `serve` extra), the artefacts of that task, and no torch. ARTEFACTS=. puts those of all tasks in.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS wheels
@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 COPY README.md LICENSE ./
 COPY services services
 COPY models models
-# The artefacts are data, not code: each image gets those of its own task, below.
+# The artefacts are data, not code: each image gets those that it serves, below.
 RUN --mount=type=cache,target=/var/cache/pip \
     rm -rf models/artefacts \
  && pip wheel --disable-pip-version-check --no-deps --wheel-dir /wheels/project .
@@ -33,7 +33,8 @@ RUN --mount=type=bind,from=wheels,source=/wheels/project,target=/wheels \
 
 ARG SERVICE
 RUN python -c 'import sys; sys.exit(not sys.argv[1] and "--build-arg SERVICE=<task> is missing")' "${SERVICE}"
-COPY models/artefacts/${SERVICE} /usr/local/share/statestream/artefacts/${SERVICE}
+ARG ARTEFACTS=${SERVICE}
+COPY models/artefacts/${ARTEFACTS} /usr/local/share/statestream/artefacts/${ARTEFACTS}
 ENV SERVICE=${SERVICE} \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
