@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from services.cli.tasks import discover
 from services.cli.tasks import task_names as discovered
 from tests.unit.house.tree import ROOT, task_names
 
@@ -61,10 +62,17 @@ def test_every_task_is_found_by_the_server() -> None:
     assert tuple(task_names()) == discovered()
 
 
+OF_A_NETWORK = (2, 3, 4)
+"""Items that a task without a network of its own skips."""
+
+
 @pytest.mark.parametrize("task", task_names())
 @pytest.mark.parametrize("number", range(1, len(ITEMS) + 1))
 def test_every_task_follows_the_checklist(task: str, number: int) -> None:
     """Each file that the item names is there for the task, and each registration is made."""
+    (found,) = discover([task])
+    if found.serves_all and number in OF_A_NETWORK:
+        return
     paths, contents = claims(ITEMS[number - 1].replace("<task>", task))
     assert not [path for path in paths if not any(True for _ in ROOT.glob(path))]
     assert not [f"{file}: {text}" for file, text in contents if text not in (ROOT / file).read_text()]
