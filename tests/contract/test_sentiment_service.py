@@ -128,7 +128,7 @@ async def test_a_start_begins_anew(stub: Any) -> None:
         ([config("a" * 129)], ("INVALID_ARGUMENT", "INVALID_INPUT", "config.sequence_id")),
         ([config("a\n")], ("INVALID_ARGUMENT", "INVALID_INPUT", "config.sequence_id")),
         ([config("a", start_key="k" * 129)], ("INVALID_ARGUMENT", "INVALID_INPUT", "config.start_key")),
-        ([config("a", model_version="99")], ("NOT_FOUND", "MODEL_NOT_FOUND", "")),
+        ([config("a", start=True, model_version="99")], ("NOT_FOUND", "MODEL_NOT_FOUND", "")),
         ([config("a", durability=99)], ("INVALID_ARGUMENT", "INVALID_INPUT", "config.durability")),
         ([config("unknown"), piece("x")], ("NOT_FOUND", "SEQUENCE_NOT_FOUND", "")),
         ([config("a", start=True), piece("x", step=3)], ("INVALID_ARGUMENT", "INVALID_INPUT", "control.step")),

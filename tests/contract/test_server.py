@@ -295,7 +295,7 @@ async def test_nothing_that_a_client_sent_is_logged(capfd: pytest.CaptureFixture
         async with running() as server, stub_of(server) as stub:
             await stub.Classify(sentiment_pb2.ClassifyRequest(texts=[SENT]))
             await replies(stub, config(SENT, start=True, start_key=SENT), piece(SENT))
-            for bad in ([config(SENT), piece("")], [config(SENT * 20)], [config("x", model_version=SENT)]):
+            for bad in ([config(SENT), piece("")], [config(SENT * 20)], [config("x", start=True, model_version=SENT)]):
                 await refused(server, *bad)
     captured = capfd.readouterr()
     assert SENT not in str(logs) + captured.out + captured.err

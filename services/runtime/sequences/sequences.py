@@ -210,7 +210,9 @@ class Sequences:
                     head = self._heads.get(name) or self._heads.open(name, decision.base)
                     return await self._run_ahead(name, request, head, fold)
                 await self._heads.settle(name)
-            taken, found = await self._run(name, request, decision, fold)
+            adds = decision.base is None and not decision.replaces_live
+            with self._admission.one_more(name, request.model) if adds else nullcontext():
+                taken, found = await self._run(name, request, decision, fold)
             if found is None:
                 return taken
             try:
@@ -321,10 +323,8 @@ class Sequences:
         """Computes and commits; the second part is what the commit found if it was not made."""
         durability = run.base.durability if run.base else request.durability
         committed = None if durability is Durability.NONE else run.position.step
-        adds = run.base is None and not run.replaces_live
-        with self._admission.one_more(name, request.model) if adds else nullcontext():
-            record, reply = await self._compute.step(name, request, run, fold, committed)
-            found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)
+        record, reply = await self._compute.step(name, request, run, fold, committed)
+        found = await self._commits.commit(name, run.expected, record, continues=run.base is not None)
         if run.base is not None and _is_older(found, run.base):
             self._events.loss_detected(name.model, healed=True)
             found = await self._commits.commit(name, found.record.position, record)
