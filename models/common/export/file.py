@@ -104,7 +104,8 @@ def _pairs(inputs: Sequence[Any], outputs: Sequence[Any], state: Mapping[str, st
         if match is None:
             raise ExportError(
                 f"state: the input {value.name} {list(value.shape)} is shaped as a state, but no output is named as "
-                f'its new value; say which, state={{"{value.name}": ...}}: there are {", ".join(open_outputs) or "none"}. '
+                f'its new value; say which, state={{"{value.name}": ...}}: there are '
+                f"{', '.join(open_outputs) or 'none'}. "
                 "If it is no state, its axis 0, time, has to be dynamic"
             )
         pairs[value.name] = match

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from statestream import errors
 from statestream._client import AsyncClient
-from statestream._export import Exported, ModelOptions, adopt, export, exporter
+from statestream._export import Exported, ModelOptions, adopt, export
+from statestream._export import exporter as _exporter
 from statestream._inference import AsyncInferenceStream, Inference, InferenceStream, InferenceUpdate
 from statestream._replay import ReplayBounds
 from statestream._retry import RetryPolicy, Timing
@@ -34,7 +35,7 @@ else:
     def __getattr__(name: str) -> object:
         # The class is the exporter's, which the client does not import before it is asked for it: see _export.
         if name == "ExportError":
-            return exporter("errors").ExportError
+            return _exporter("errors").ExportError
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import statestream
 from statestream import errors
 from statestream._inference import AsyncInferencePart, InferencePart
@@ -17,10 +19,13 @@ PUBLIC = {
     "AsyncSentimentStream",
     "Client",
     "Durability",
+    "ExportError",
+    "Exported",
     "Inference",
     "InferenceStream",
     "InferenceUpdate",
     "Label",
+    "ModelOptions",
     "ModelVersion",
     "ReplayBounds",
     "ReplyHeader",
@@ -34,7 +39,9 @@ PUBLIC = {
     "StatestreamError",
     "StreamStats",
     "Timing",
+    "adopt",
     "errors",
+    "export",
 }
 
 
@@ -106,6 +113,20 @@ def test_streams_and_clients_are_alike_blocking_and_for_asyncio() -> None:
             one, two = getattr(blocking, name), getattr(other, name)
             if callable(one):
                 assert list(inspect.signature(one).parameters) == list(inspect.signature(two).parameters), name
+
+
+def test_export_has_the_signature_of_the_exporter() -> None:
+    """The client writes it out without importing it: names and defaults are those of the exporter."""
+    pytest.importorskip("torch")
+    adopt = importlib.import_module("models.common.export.adopt").adopt
+    export = importlib.import_module("models.common.export.network").export
+    facts = importlib.import_module("models.common.export.facts").FactOptions
+    given = set(statestream.ModelOptions.__annotations__)
+    for ours, theirs in ((statestream.export, export), (statestream.adopt, adopt)):
+        mine, other = inspect.signature(ours).parameters, inspect.signature(theirs).parameters
+        assert {*mine, *given} - {"options"} == {*other, *facts.__annotations__} - {"options"}
+        for name in set(mine) & set(other):
+            assert (mine[name].kind, mine[name].default) == (other[name].kind, other[name].default), name
 
 
 def test_client_imports_nothing_of_the_server() -> None:
