@@ -167,7 +167,7 @@ async def test_numbered_steps(client: Any) -> None:
         ({"sequence_id": -1}, "parameters[sequence_id]"),
         ({"rows": 2}, "inputs[0].shape"),
         ({"timesteps": 9}, "inputs[0].shape"),
-        ({"model_version": "9"}, "model lstm"),
+        ({"model_version": "9"}, "model_version"),
     ],
 )
 async def test_bad_steps_change_nothing(client: Any, options: dict[str, Any], field: str) -> None:
