@@ -47,7 +47,7 @@ CASES: dict[str, Case] = {
         lambda: networks.Headed(nn.LSTM(3, 5, batch_first=True), last=True),
         X.transpose(0, 1),
         {"batch_first": True},
-        "scan",
+        "direct",
         [("layer.h", (1, 5)), ("layer.c", (1, 5))],
     ),
     "words": (

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import TracerWarning  # pyright: ignore[reportPrivateImportUsage] - documented there
 
+from models.common.export.ends import take_true_ends
 from models.common.export.errors import ExportError
 from models.common.export.scan import scan_around
 from models.common.export.wiring import Signature, check_signature, strip, take_lengths, wire
@@ -40,6 +41,8 @@ def direct_graph(net: nn.Module, signature: Signature, arguments: Sequence[Tenso
     model = trace(net, signature, arguments)
     take_lengths(model.graph, signature)
     wire(model.graph, signature.lengths())
+    if (lengths := signature.lengths()) is not None:
+        take_true_ends(model, lengths)
     strip(model)
     check_signature(model, signature)
     return model

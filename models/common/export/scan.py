@@ -14,6 +14,7 @@ import onnx
 import onnx.compose
 from onnx import TensorProto, helper, numpy_helper
 
+from models.common.export.ends import end_constants, end_nodes
 from models.common.export.errors import ExportError
 from models.common.export.wiring import check_signature
 from models.common.manifest import BATCH_AXIS
@@ -33,7 +34,7 @@ _ELEMENT = {
     "uint8": TensorProto.UINT8,
     "bool": TensorProto.BOOL,
 }
-_STEP, _NOW = "step.", "now."
+_STEP, _NOW, _ENDS = "step.", "now.", "ends."
 """Before the names of the trace, and before the others of the body: a name means one thing in the whole file."""
 
 
@@ -64,7 +65,7 @@ def scan_around(step: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
         [_value(name, dtype, dims) for name, (dtype, dims) in signature.taken().items()],
         [_value(name, dtype, dims) for name, (dtype, dims) in signature.given().items()],
         # Outside the body: a subgraph sees them, and ONNX Runtime packs them once.
-        [*inner.initializer, *_constants()],
+        [*inner.initializer, *_constants(), *end_constants(_ENDS)],
     )
     model = helper.make_model(graph, opset_imports=step.opset_import, ir_version=step.ir_version)
     check_signature(model, signature)
@@ -139,15 +140,8 @@ def _last_rows(signature: Signature, lengths: str) -> list[onnx.NodeProto]:
     wanted = [output.name for output in signature.outputs if output.per == "chunk"]
     if not wanted:
         return []
-    nodes = [
-        helper.make_node("Sub", ["scan.lengths", "scan.one"], ["scan.last"]),
-        helper.make_node("Shape", [lengths], ["scan.rows_shape"]),
-        helper.make_node("Squeeze", ["scan.rows_shape", "scan.axis0"], ["scan.rows"]),
-        helper.make_node("Range", ["scan.zero", "scan.rows", "scan.one"], ["scan.row"]),
-        helper.make_node("Unsqueeze", ["scan.last", "scan.axis1"], ["scan.last_column"]),
-        helper.make_node("Unsqueeze", ["scan.row", "scan.axis1"], ["scan.row_column"]),
-        helper.make_node("Concat", ["scan.last_column", "scan.row_column"], ["scan.places"], axis=1),
-    ]
+    nodes = end_nodes(lengths, _ENDS)
+    nodes.append(helper.make_node("Concat", [f"{_ENDS}last", f"{_ENDS}row"], ["scan.places"], axis=1))
     return nodes + [helper.make_node("GatherND", [f"scan.{name}", "scan.places"], [name]) for name in wanted]
 
 

@@ -120,3 +120,25 @@ def test_an_operation_that_onnx_lacks_is_named() -> None:
     with pytest.raises(ExportError, match="LSTMs with projections") as caught:
         graph(net, Signature((X, LENGTHS), (Y,), states))
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_last_timestep_is_the_last_true_one(*, batch_first: bool) -> None:
+    """Of y[-1] each row gets its own end, and h[-1], the last layer, stays what it is."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(3, 5, num_layers=2, batch_first=batch_first)
+
+        def forward(self, x: Tensor, lengths: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            y, h = self.gru(x.transpose(0, 1) if batch_first else x, h)
+            return (y[:, -1] if batch_first else y[-1]) + h[-1], h
+
+    y = OutputSpec(name="y", dtype="float32", dims=("batch", 5))
+    model = graph(Last(), Signature((X, LENGTHS), (y,), (H,)))
+    session: Any = onnxruntime.InferenceSession(model.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((7, 2, 3)).astype(np.float32)
+    feed = {"x": x, "lengths": np.array([7, 4], np.int32), "h": np.zeros((2, 2, 5), np.float32)}
+    found, new = session.run(["y", "h_next"], feed)
+    np.testing.assert_allclose(found, 2 * new[-1], atol=1e-6)
