@@ -13,7 +13,7 @@ from services.inference.parameters import parse_parameters
 from services.inference.tensors import RANK_MAX, head_of
 from services.inference.wire.infer_pb2 import ModelInferRequest
 from services.runtime.core.errors import InvalidInput
-from services.runtime.sequences.decide import tensor_digest
+from services.runtime.sequences.decide import tensor_digest, tensor_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,14 +82,17 @@ class Ask:
     def digest(self) -> bytes:
         """What makes two requests for a step the same; the `id` counts where the step has no number."""
         parameters = self.parameters
-        return tensor_digest(
+        key = self.id if parameters.step is None else b""
+        if not key and not (parameters.start and parameters.start_key):
+            return tensor_digest(self.head.hashes[parameters.end], self.blobs)
+        begun = tensor_hash(
             self.head.digest,
-            self.blobs,
             start=parameters.start,
             end=parameters.end,
             start_key=parameters.start_key if parameters.start else "",
-            key=self.id if parameters.step is None else b"",
+            key=key,
         )
+        return tensor_digest(begun, self.blobs)
 
 
 class Reader:
@@ -111,8 +114,11 @@ class Reader:
         size_bytes = self._size_bytes
         if not size_bytes:
             return self._parse(data)
+        ask = self._known.get(data[:-size_bytes])  # which holds an id only where `data` is of none that is known
+        if ask is not None:
+            return ask.again(b"", (data[-size_bytes:],))
         before, request_id, after = _split(data)
-        ask = self._known.get(before + after[:-size_bytes])
+        ask = self._known.get(before + after[:-size_bytes]) if request_id else None
         return self._parse(data) if ask is None else ask.again(request_id, (after[-size_bytes:],))
 
     def _parse(self, data: bytes) -> Ask:

@@ -226,10 +226,10 @@ class _Stream:
         try:
             model = self._runtime.catalogue.find(ask.model_name, ask.model_version)
             self._runtime.events.message_received(ask.model_name)
-            plan, rows = await run_whole(model, ask.head, ask.blobs, ask.field, deadline)
+            plan, contents = await run_whole(model, ask.head, ask.blobs, ask.field, deadline)
         except StatestreamError as error:
             return self._refusal(error, ask)
-        return encode.on_stream(plan.whole_reply(rows), ask.echo)
+        return encode.on_stream(plan.whole_reply(contents), ask.echo)
 
     def _put(self, reply: bytes) -> None:
         self._done.append(reply)

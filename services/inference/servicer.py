@@ -58,8 +58,8 @@ class InferenceServicer:
         deadline = earlier(deadline_of(context, runtime.clock), parameters.timeout_us, runtime.clock)
         if not parameters.sequence_id:
             model = runtime.catalogue.find(ask.model_name, ask.model_version)
-            plan, rows = await run_whole(model, ask.head, ask.blobs, ask.field, deadline)
-            return plan.whole_reply(rows) + ask.echo
+            plan, contents = await run_whole(model, ask.head, ask.blobs, ask.field, deadline)
+            return plan.whole_reply(contents) + ask.echo
         return await self._step(ask, deadline) + ask.echo
 
     async def _step(self, ask: Ask, deadline: float | None) -> bytes:

@@ -10,6 +10,7 @@ a `Plan` for what one version of a model does with them.
 from __future__ import annotations
 
 import math
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from services.inference.datatypes import datatype_of, known
 from services.inference.limits import LAYOUTS_MAX
 from services.inference.wire.infer_pb2 import ModelInferResponse
 from services.runtime.core.errors import InvalidInput, ModelFailure
+from services.runtime.sequences.decide import tensor_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +36,8 @@ TensorHead = tuple[str, str, tuple[int, ...]]
 
 _VERSIONS_MAX = 64
 
+_SINGLE_BYTES = 4
+
 RANK_MAX = 16
 """Dimensions of a tensor; no model has as many."""
 
@@ -48,14 +52,16 @@ class Head:
         inputs: in the order of the request.
         outputs: names asked for; empty: all.
         digest: bytes that two heads share only if they are equal.
+        hashes: what the digest of a request without a key begins with: for one that ends its sequence, and others.
     """
 
-    __slots__ = ("_plans", "digest", "inputs", "outputs")
+    __slots__ = ("_plans", "digest", "hashes", "inputs", "outputs")
 
     def __init__(self, inputs: tuple[TensorHead, ...], outputs: tuple[str, ...]) -> None:
         self.inputs = inputs
         self.outputs = outputs
         self.digest = repr((inputs, outputs)).encode()
+        self.hashes = {end: tensor_hash(self.digest, start=False, end=end) for end in (False, True)}
         self._plans: dict[ModelId, Plan] = {}  # bounded by _VERSIONS_MAX
 
     def plan(self, model: ServedModel) -> Plan:
@@ -90,20 +96,24 @@ def head_of(inputs: tuple[TensorHead, ...], outputs: tuple[str, ...]) -> Head:
 
 
 class _Feature(NamedTuple):
-    """An input of the model: which of the request's it is, and how its bytes are read."""
+    """An input of the model: which of the request's it is, and how its bytes are read.
+
+    `summed`: the sum of its squares tells whether it is finite, which those of half precision would not fit.
+    """
 
     at: int
     dtype: np.dtype[np.generic]
-    row_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     size_bytes: int
+    summed: bool
 
 
 class _Output(NamedTuple):
-    """An output that is asked for: which of the model's it is, and what stands before its bytes."""
+    """An output that is asked for: which of the model's it is, the bytes of a row, and what stands before all rows."""
 
     at: int
     per_timestep: bool
-    size_bytes: int
+    row_bytes: int
     head: bytes
     tensor: TensorHead
 
@@ -144,12 +154,13 @@ class Plan:
             InvalidInput: too many bytes, too few, or a number that is not finite.
         """
         arrays: list[Array] = []
-        for index, dtype, shape, size_bytes in self._features:
+        for index, dtype, shape, size_bytes, summed in self._features:
             blob = blobs[index]
             if len(blob) != size_bytes:
                 raise _wrong_size(field.format(index), blob, size_bytes)
             flat = np.frombuffer(blob, dtype)
-            if dtype.kind in "fb" and not _sound(flat):
+            # Where the sum of squares is finite every number is, and it costs less than a look at each.
+            if not (summed and isfinite(flat.dot(flat))) and not _sound(flat):
                 raise InvalidInput(field.format(index), "holds what is not a finite number, or no truth value")
             arrays.append(flat.reshape(shape))
         return tuple(arrays)
@@ -171,37 +182,40 @@ class Plan:
             raise InvalidInput(field.format(index), f"holds a length that is not in 1 to {self.timesteps}")
         return lengths
 
-    def select(self, outputs: Sequence[Array]) -> list[Array]:
-        """Those of one row that were asked for, padded with zeros to T where the row is shorter."""
-        chosen: list[Array] = []
-        for index, per_timestep, *_ in self._outputs:
-            array = outputs[index]
-            if per_timestep and array.shape[0] < self.timesteps:
-                array = np.pad(array, [(0, self.timesteps - array.shape[0]), *[(0, 0)] * (array.ndim - 1)])
-            chosen.append(array)
-        return chosen
+    def contents(self, outputs: Sequence[Array]) -> list[bytes]:
+        """The elements of those outputs of one row that were asked for, with zeros behind the end of a shorter row.
 
-    def reply(self, outputs: Sequence[Array], context: StepContext) -> bytes:
-        """A step's `ModelInferResponse`, without what repeats the request. `outputs`: those of `select`."""
+        Raises:
+            ModelFailure: one has not the shape that the manifest says.
+        """
+        contents: list[bytes] = []
+        for at, per_timestep, row_bytes, _, _ in self._outputs:
+            content = outputs[at].tobytes()
+            if len(content) != row_bytes:
+                if not per_timestep or self.lengths_index is None or len(content) > row_bytes:
+                    raise ModelFailure("an output has another shape than the manifest says")
+                content = content.ljust(row_bytes, b"\0")
+            contents.append(content)
+        return contents
+
+    def reply(self, contents: Sequence[bytes], context: StepContext) -> bytes:
+        """A step's `ModelInferResponse`, without what repeats the request."""
         epoch, step = context.position
         parts = [self._prefix, encode.step_parameter(step), encode.epoch_parameter(epoch)]
         if context.committed_step is not None:
             parts.append(encode.committed_parameter(context.committed_step))
         if context.replaces_live:
             parts.append(encode.REPLACED)
-        return self._joined(parts, [array.tobytes() for array in outputs])
-
-    def whole_reply(self, rows: Sequence[Sequence[Array]]) -> bytes:
-        """A `ModelInferResponse` for whole inputs; `rows` have those of `select` for each row."""
-        columns = zip(*rows, strict=True)
-        return self._joined([self._prefix], [b"".join(array.tobytes() for array in column) for column in columns])
-
-    def _joined(self, parts: list[bytes], contents: list[bytes]) -> bytes:
         for output, content in zip(self._outputs, contents, strict=True):
-            if len(content) != output.size_bytes:
-                raise ModelFailure("an output has another shape than the manifest says")
-            parts.append(output.head)
+            parts.append(output[3])
             parts.append(content)
+        return b"".join(parts)
+
+    def whole_reply(self, contents: Sequence[bytes]) -> bytes:
+        """A `ModelInferResponse` for whole inputs; `contents` are of all rows."""
+        parts = [self._prefix]
+        for output, content in zip(self._outputs, contents, strict=True):
+            parts += (output.head, content)
         return b"".join(parts)
 
 
@@ -213,8 +227,7 @@ def _sound(flat: Array) -> bool:
     """True if no number is infinite or NaN, and no truth value anything but 0 and 1."""
     if flat.dtype.kind == "b":
         return bool((flat.view(np.uint8) <= 1).all())
-    # Where the sum of squares is finite every number is, and it costs less than a look at each.
-    return (flat.dtype != np.float16 and math.isfinite(flat.dot(flat))) or bool(np.isfinite(flat).all())
+    return flat.dtype.kind != "f" or bool(np.isfinite(flat).all())
 
 
 class _Form(NamedTuple):
@@ -248,7 +261,8 @@ def make_plan(head: Head, model_id: ModelId, manifest: Manifest) -> Plan:
             raise InvalidInput(f"{name}.shape", "has another number of rows or timesteps than the input before")
         form, dtype = found, np.dtype(spec.dtype)
         row = (form.timesteps, *rest) if form.rows == 1 else (form.rows, form.timesteps, *rest)
-        features.append(_Feature(index, dtype, row, math.prod(row) * dtype.itemsize))
+        summed = dtype.kind == "f" and dtype.itemsize >= _SINGLE_BYTES
+        features.append(_Feature(index, dtype, row, math.prod(row) * dtype.itemsize, summed))
     if form is None:
         raise AssertionError("a model has at least one feature")
     lengths = manifest.lengths()
@@ -311,7 +325,7 @@ def _outputs(head: Head, manifest: Manifest, form: _Form) -> tuple[_Output, ...]
         size_bytes = math.prod(shape) * np.dtype(spec.dtype).itemsize
         raw_head = encode.delimited_head(encode.RAW_OUTPUT_CONTENTS, size_bytes)
         tensor = (name, datatype_of(spec.dtype).name, shape)
-        chosen.append(_Output(index, per_timestep, size_bytes, raw_head, tensor))
+        chosen.append(_Output(index, per_timestep, size_bytes // form.rows, raw_head, tensor))
     return tuple(chosen)
 
 

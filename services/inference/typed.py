@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from statestream.inference.v1 import inference_pb2, inference_service_pb2_grpc
 
 from services.inference.codec import CARRY_TAG, owns
-from services.inference.steps import run_step, run_whole, unmoved
+from services.inference.steps import run_whole, step_inputs, unmoved
 from services.inference.tensors import RANK_MAX, Head, head_of
 from services.runtime.core.errors import InvalidInput
 from services.runtime.state.types import Carry
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import grpc
 
     from services.inference.tensors import Plan, TensorHead
-    from services.runtime.engine.collate import Array
     from services.runtime.sequences.contract import Fold, StepContext
     from services.runtime.transport.task import Runtime
 
@@ -82,13 +81,13 @@ def fold_chunk(piece: Piece, deadline: float | None) -> Fold:
 
     async def fold(context: StepContext, carry: Carry) -> tuple[bytes, Carry]:
         plan = piece.head.plan(context.model)
-        outputs: Sequence[Array] = ()
         if plan.rows:
-            outputs, state = await run_step(context.model, plan, piece.blobs, _FIELD, carry, deadline)
-            after = Carry(state, CARRY_TAG)
+            inputs = step_inputs(context.model, plan, piece.blobs, _FIELD)
+            outputs, state = await context.model.batcher.step(inputs, carry.tensors, deadline=deadline)
+            contents, after = plan.contents(outputs), Carry(state, CARRY_TAG)
         else:
-            after = unmoved(context, carry)
-        response = Response(header=reply_header(context), outputs=_tensors(plan, (each.tobytes() for each in outputs)))
+            contents, after = [], unmoved(context, carry)
+        response = Response(header=reply_header(context), outputs=_tensors(plan, contents))
         return response.SerializeToString(), after
 
     return fold
@@ -121,9 +120,7 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         model = self._runtime.catalogue.find(request.model_name, request.model_version)
         piece = _read(request.inputs, request.outputs)
         deadline = deadline_of(context, self._runtime.clock)
-        plan, rows = await run_whole(model, piece.head, piece.blobs, _FIELD, deadline)
-        columns = zip(*rows, strict=True)
-        contents = [b"".join(array.tobytes() for array in column) for column in columns]
+        plan, contents = await run_whole(model, piece.head, piece.blobs, _FIELD, deadline)
         return inference_pb2.InferResponse(outputs=_tensors(plan, contents), model=model_version(model.model_id))
 
     def StreamingInfer(  # noqa: N802 - named by the contract

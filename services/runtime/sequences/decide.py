@@ -97,10 +97,10 @@ def content_digest(content: bytes, *, end: bool, start_key: str = "") -> bytes:
     return digest.digest()
 
 
-def tensor_digest(
-    head: bytes, blobs: Iterable[bytes], *, start: bool, end: bool, start_key: str = "", key: bytes = b""
-) -> bytes:
+def tensor_hash(head: bytes, *, start: bool, end: bool, start_key: str = "", key: bytes = b"") -> hashlib.blake2b:
     """As `content_digest`, for content in several parts, whose lengths `head` tells, and for a key of the request.
+
+    `tensor_digest` adds the parts.
 
     With a `key`, which belongs to a step without a number, only a request with the same key is the same; and one that
     starts is then never the same as one that does not, as the digest of the first step is kept for ever.
@@ -110,6 +110,12 @@ def tensor_digest(
         len(names).to_bytes(4, "little") + names, digest_size=DIGEST_BYTES, person=b"tensors end" if end else b"tensors"
     )
     digest.update(head)
+    return digest
+
+
+def tensor_digest(begun: hashlib.blake2b, blobs: Iterable[bytes]) -> bytes:
+    """What makes two requests for a step the same: what `tensor_hash` began, which is left as it is, and the parts."""
+    digest = begun.copy()
     for blob in blobs:
         digest.update(blob)
     return digest.digest()

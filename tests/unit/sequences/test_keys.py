@@ -7,7 +7,16 @@ from dataclasses import replace
 import pytest
 
 from services.runtime.core.errors import SequenceEnded, SequenceKindMismatch, StepConflict, StepOutOfOrder
-from services.runtime.sequences.decide import Recompute, Replay, Run, StepRequest, decide, keep_replies, tensor_digest
+from services.runtime.sequences.decide import (
+    Recompute,
+    Replay,
+    Run,
+    StepRequest,
+    decide,
+    keep_replies,
+    tensor_digest,
+    tensor_hash,
+)
 from services.runtime.state.types import Carry, Durability, Position, Record, Stored, StoredReply
 from tests.kit.toy import TOY_ID
 
@@ -15,7 +24,7 @@ EPOCH = 1_000
 
 
 def digest_of(key: str, content: bytes = b"same", *, start: bool = False, end: bool = False) -> bytes:
-    return tensor_digest(b"head", (content,), start=start, end=end, key=key.encode())
+    return tensor_digest(tensor_hash(b"head", start=start, end=end, key=key.encode()), (content,))
 
 
 def request(key: str, content: bytes = b"same", *, epoch: int | None = None, at_least: int = 0) -> StepRequest:
@@ -136,11 +145,10 @@ def test_the_digest_tells_content_flags_and_keys_apart() -> None:
         digest_of("a", b"other"),
         digest_of("a", end=True),
         digest_of("a", start=True),
-        tensor_digest(b"head", (b"same",), start=True, end=False, start_key="a"),
-        tensor_digest(b"other", (b"same",), start=False, end=False, key=b"a"),
+        tensor_digest(tensor_hash(b"head", start=True, end=False, start_key="a"), (b"same",)),
+        tensor_digest(tensor_hash(b"other", start=False, end=False, key=b"a"), (b"same",)),
     ]
     assert len(set(digests)) == len(digests)
     assert digest_of("", start=True) == digest_of("")
-    assert tensor_digest(b"h", (b"a", b"b"), start=False, end=False) == tensor_digest(
-        b"h", (b"ab",), start=False, end=False
-    )
+    begun = tensor_hash(b"h", start=False, end=False)
+    assert tensor_digest(begun, (b"a", b"b")) == tensor_digest(begun, (b"ab",)) != tensor_digest(begun, (b"b",))
