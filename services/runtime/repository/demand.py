@@ -36,7 +36,7 @@ class Demand:
         self._clock = clock
         self._since: OrderedDict[ModelId, float] = OrderedDict()
         self._gone: OrderedDict[ModelId, None] = OrderedDict()
-        self._wanted: dict[tuple[str, str], ModelId | None] = {}
+        self._wanted: dict[ModelId, None] = {}  # bounded in `of_sequence`
 
     def of_sequence(self, versions: Sequence[Version], model_id: ModelId) -> NotReady | ModelVersionGone:
         """What to tell who goes on with a sequence of `model_id`; `versions` are those known of the model."""
@@ -52,31 +52,28 @@ class Demand:
             coming = now - self._since[model_id] < self._rollout_s
         if not coming:
             return ModelVersionGone(what)
-        self._want((model_id.name, model_id.version), model_id)
+        if len(self._wanted) < _KEPT_MAX:
+            self._wanted[model_id] = None
         return NotReady(f"{what}, is not loaded here yet", retry_delay_s=_RETRY_S)
 
     def of_any(self, versions: Sequence[Version], version: str, *, start: bool) -> NotReady | None:
         """What to tell who asks for `version`, "": any, where none is served; None: there is none to wait for."""
-        asked = [each for each in versions if version in ("", each.version)]
-        if any(each.loading for each in asked):
+        if any(each.loading for each in versions if version in ("", each.version)):
             return NotReady("the model is being loaded", retry_delay_s=_RETRY_S)
-        at_hand = [each for each in asked if each.loadable]
-        if start or not at_hand:
-            return None
-        # Whoever goes on with a sequence is only known by the model's name so far.
-        newest = at_hand[-1]
-        self._want((newest.name, newest.version), None)
-        return NotReady("the model is not loaded here yet", retry_delay_s=_RETRY_S)
+        if not start and any(each.loadable for each in versions):
+            # Not loaded for it: anybody can name a model, but only a sequence that is stored has one.
+            return NotReady("the model is not loaded here", retry_delay_s=_RETRY_S)
+        return None
 
     @property
     def waiting(self) -> bool:
         """True if somebody waits for a version to be loaded."""
         return bool(self._wanted)
 
-    def take(self) -> Iterable[tuple[str, str, ModelId | None]]:
-        """What somebody waits for: name, version, and the exact model where it is known."""
+    def take(self) -> Iterable[ModelId]:
+        """What sequences wait for."""
         wanted, self._wanted = self._wanted, {}
-        return [(name, version, model_id) for (name, version), model_id in wanted.items()]
+        return wanted
 
     def loaded(self, model_id: ModelId) -> None:
         """It is here."""
@@ -86,10 +83,6 @@ class Demand:
     def gone(self, model_id: ModelId) -> None:
         """It was here, and is here no longer."""
         _put(self._gone, model_id, None)
-
-    def _want(self, what: tuple[str, str], model_id: ModelId | None) -> None:
-        if len(self._wanted) < _KEPT_MAX:
-            self._wanted[what] = model_id
 
 
 def _put(kept: OrderedDict[ModelId, T], model_id: ModelId, value: T) -> None:

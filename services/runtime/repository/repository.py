@@ -164,8 +164,8 @@ class Repository:
                     await self._shelf.bring_up(name, self._seen)
                     if all(version.files is None for version in self._shelf.by_age(name)):
                         self._wanted.discard(name)  # it was taken away on purpose
-            for name, version, model_id in self._demand.take():
-                await self._shelf.bring_back(name, version, model_id)
+            for model_id in self._demand.take():
+                await self._shelf.bring_back(model_id)
         await self._tell()
 
     async def sweep(self) -> None:
@@ -185,10 +185,7 @@ class Repository:
 
     def unserved(self, name: str, version: str, *, start: bool) -> StatestreamError | None:
         """See `Supplier`."""
-        error = self._demand.of_any(self._shelf.by_age(name), version, start=start)
-        if self._demand.waiting:
-            self._wake.set()
-        return error
+        return self._demand.of_any(self._shelf.by_age(name), version, start=start)
 
     def missing(self, model_id: ModelId) -> StatestreamError:
         """See `Supplier`."""

@@ -109,21 +109,18 @@ class Shelf:
             good += self._serve(version)
         return wrong
 
-    async def bring_back(self, name: str, version: str, model_id: ModelId | None) -> None:
+    async def bring_back(self, model_id: ModelId) -> None:
         """Loads a version for those of its sequences that wait, and for nothing else."""
-        known = self._versions.get(name, {}).get(version)
+        known = self._versions.get(model_id.name, {}).get(model_id.version)
         if known is None or known.files is None or known.served is not None or not known.loadable:
             return
         files = known.files
-        if model_id is not None:
-            try:
-                artefact = await self._offload.run(partial(read_artefact, files))
-            except ArtefactError:
-                return
-            known.digest = artefact.manifest.weights_digest
-            if artefact.model_id != model_id:
-                return
-        if await self._open(known, files) is None:
+        try:
+            artefact = await self._offload.run(partial(read_artefact, files))
+        except ArtefactError:
+            return
+        known.digest = artefact.manifest.weights_digest
+        if artefact.model_id == model_id and await self._open(known, files) is None:
             self.retire(known, "loaded for the sequences that began on it")
 
     def retire(self, version: Version, why: str) -> None:

@@ -146,26 +146,44 @@ def test_a_version_that_was_taken_away_is_retired_by_the_next_call(tmp_path: Pat
     play(scenario)
 
 
-def test_a_sequence_of_another_replica_has_its_version_loaded(tmp_path: Path) -> None:
-    """Its stream is told to come again, first for the model and then for its version; no start is taken."""
+def test_nobody_has_a_model_loaded_by_naming_it(tmp_path: Path) -> None:
+    """Who starts a sequence is told that there is none; who goes on with one is told to try again, or elsewhere."""
+    folders = Folders(tmp_path)
+    folders.add("1")
+
+    async def scenario(make: Make) -> None:
+        bench = make(tmp_path, **CALLED)
+        await bench.repository.start(TOY)
+        for _ in range(3):
+            with pytest.raises(UnknownModel):
+                bench.newest()
+            with pytest.raises(NotReady):
+                bench.catalogue.find("toy", start=False)
+            await asyncio.sleep(6)
+        with pytest.raises(UnknownModel):
+            bench.catalogue.find("absent", start=False)
+        assert bench.opened == []
+
+    play(scenario)
+
+
+def test_a_sequence_has_its_version_loaded(tmp_path: Path) -> None:
+    """One that another replica began, on a version that is not kept here; no start is taken on it."""
     folders = Folders(tmp_path)
     one = folders.add("1")
     folders.add("2")
 
     async def scenario(make: Make) -> None:
-        bench = make(tmp_path, **CALLED)
+        bench = make(tmp_path, versions_kept=1, **LOADED)
         await bench.repository.start(TOY)
-        with pytest.raises(NotReady):
-            bench.catalogue.find("toy", start=False)
-        await asyncio.sleep(2)
-        assert bench.catalogue.find("toy", start=False).model_id.version == "2"
+        assert bench.states() == {"1": "UNAVAILABLE", "2": "READY"}
         with pytest.raises(NotReady):
             bench.catalogue.pinned(one)
         await asyncio.sleep(2)
         assert bench.catalogue.pinned(one).model_id == one
-        assert bench.states() == {"1": "UNLOADING", "2": "UNLOADING"}
+        assert bench.states() == {"1": "UNLOADING", "2": "READY"}
         with pytest.raises(UnknownModel):
-            bench.newest()
+            bench.catalogue.find("toy", "1")
 
     play(scenario)
 
