@@ -42,7 +42,9 @@ def ask(address: str, service: str = "", timeout_s: float = 2.0) -> str:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            response = check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+            # A gateway with several services behind it cannot see in the path which one is meant.
+            named = (("statestream-service", service),) if service else None
+            response = check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s, metadata=named)
         except grpc.RpcError as error:
             return error.code().name if isinstance(error, grpc.Call) else "UNKNOWN"
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)

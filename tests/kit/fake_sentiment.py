@@ -36,6 +36,7 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         clean_ends: streams that were closed, not cancelled, by the client.
         knows_histories: refuses to resume a sequence that has gone another way than its client says.
         serving: what health says.
+        asked_of: the service that the metadata of each such question names.
         silent: set when a call has come upon `Silence`.
     """
 
@@ -52,6 +53,7 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         self.clean_ends = 0
         self.knows_histories = False
         self.serving = True
+        self.asked_of: list[str] = []
         self.silent = asyncio.Event()
 
     @property
@@ -205,6 +207,8 @@ class FakeSentiment(sentiment_service_pb2_grpc.SentimentServiceServicer, FakeLif
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
     ) -> health_pb2.HealthCheckResponse:
         """Health: SERVING, unless `serving` is unset; each fault stands for one check that says it is not."""
+        named = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        self.asked_of.append(named.get("statestream-service", ""))
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, Fail):
             await abort(context, fault)

@@ -85,7 +85,9 @@ class AsyncClient:
         )
         try:
             with grpc_errors():
-                answer = await check(request, timeout=seconds)
+                # A gateway with several services behind it cannot see in the path which one is meant.
+                named = (("statestream-service", service),) if service else None
+                answer = await check(request, timeout=seconds, metadata=named)
         except StatestreamError:
             return False
         return answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -143,6 +143,13 @@ async def test_ready_is_what_health_says(client: AsyncClient, fake: FakeSentimen
         assert not await nobody.ready()
 
 
+async def test_ready_tells_a_gateway_which_service_is_meant(client: AsyncClient, fake: FakeSentiment) -> None:
+    """The path of health is the same for all services, so metadata has the name too; the whole server has none."""
+    await client.ready("statestream.sentiment.v1.SentimentService")
+    await client.ready()
+    assert fake.asked_of == ["statestream.sentiment.v1.SentimentService", ""]
+
+
 async def test_wait_ready_returns_when_health_says_so(client: AsyncClient, fake: FakeSentiment, time: FakeTime) -> None:
     """It asks until the server serves, or until the time has passed."""
     fake.faults.extend([GONE, GONE])

@@ -109,6 +109,17 @@ def test_the_settings_of_a_task_can_be_used(task: str) -> None:
     assert circuit["thresholds"][0]["max_requests"] >= 2 * settings.streams_max
 
 
+def test_the_folder_of_models_is_followed() -> None:
+    """What inference serves besides its image's artefacts is the folder that compose mounts, unwritable, and polled."""
+    [folder] = [volume for volume in SERVICES["inference"]["volumes"] if volume["type"] == "bind"]
+    assert folder["read_only"]
+    assert not folder["bind"]["create_host_path"]
+    lines = (ROOT / "deploy" / "env" / "inference.env").read_text().splitlines()
+    assert "STATESTREAM_MODEL_CONTROL_MODE=poll" in lines
+    [shipped] = re.findall(r"\bSTATESTREAM_ARTEFACTS=(\S+)", DOCKERFILE)
+    assert f"STATESTREAM_ARTEFACTS={shipped}:{folder['target']}" in lines
+
+
 def test_everything_is_scraped() -> None:
     """Prometheus has a job for each service that runs on."""
     jobs = {job["job_name"] for job in PROMETHEUS["scrape_configs"]}
