@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from services.runtime.core.errors import DeadlineExpired, Draining, ModelFailure
-from services.runtime.engine.collate import Array, Result, Row, finite_rows, output_names, stack, unstack
+from services.runtime.core.errors import DeadlineExpired, Draining, InvalidInput, ModelFailure, StatestreamError
+from services.runtime.engine.collate import Array, Result, Row, finite_rows, output_names, stack, unsound_rows, unstack
 from services.runtime.engine.health import StateHealth, state_health
 from services.runtime.engine.scheduler import Batch, BatchLimits, Entry, Scheduler
 from services.runtime.engine.statistics import RunStatistics
@@ -62,10 +62,13 @@ class BatchEvents(Protocol):
         ...
 
 
+_Answer = Result | ModelFailure | InvalidInput
+
+
 class _Outcome(NamedTuple):
     """What a run gives: a result or failure a row, now and then a look at the states, and how long it took."""
 
-    results: list[Result | ModelFailure]
+    results: list[_Answer]
     health: list[StateHealth]
     run_s: float
 
@@ -123,6 +126,7 @@ class Batcher:
         Raises:
             CapacityExceeded: too many steps wait.
             DeadlineExpired: the deadline passed before the run began.
+            InvalidInput: an input, which it names as the graph does, holds NaN or infinity.
             ModelFailure: the run failed, or gave a state that is not finite.
             Draining: the batcher was closed.
         """
@@ -206,7 +210,7 @@ class Batcher:
     def _run(self, rows: list[Row], *, look: bool = False) -> _Outcome:
         """Usually in a worker thread: all rows together, or one by one if that fails."""
         began = self._clock.monotonic()
-        results: list[Result | ModelFailure]
+        results: list[_Answer]
         try:
             results, health = self._run_together(rows, look=look)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
@@ -219,15 +223,29 @@ class Batcher:
                 results = [result for row in rows for result in self._run([row]).results]
         return _Outcome(results, health, self._clock.monotonic() - began)
 
-    def _run_together(self, rows: list[Row], *, look: bool) -> tuple[list[Result | ModelFailure], list[StateHealth]]:
-        arrays = self._model.run(self._names, stack(rows, self._manifest))
+    def _run_together(self, rows: list[Row], *, look: bool) -> tuple[list[_Answer], list[StateHealth]]:
+        feeds = stack(rows, self._manifest)
+        if unsound := unsound_rows(feeds, self._manifest):
+            return self._run_around(rows, unsound), []
+        arrays = self._model.run(self._names, feeds)
         finite = finite_rows(arrays, self._manifest, len(rows))
-        results: list[Result | ModelFailure] = list(unstack(arrays, rows, self._manifest))
+        results: list[_Answer] = list(unstack(arrays, rows, self._manifest))
         if not finite.all():
             for n in range(len(rows)):
                 if not finite[n]:
                     results[n] = ModelFailure("the step gave a state that is not finite")
         return results, state_health(arrays, self._manifest) if look else []
+
+    def _run_around(self, rows: list[Row], unsound: dict[int, str]) -> list[_Answer]:
+        """Refuses the rows that hold what no number is, and runs the others."""
+        good = iter(
+            self._run([row for n, row in enumerate(rows) if n not in unsound]).results
+            if len(unsound) < len(rows)
+            else ()
+        )
+        return [
+            InvalidInput(unsound[n], "holds NaN or infinity") if n in unsound else next(good) for n in range(len(rows))
+        ]
 
     def _finish(
         self,
@@ -250,14 +268,14 @@ class Batcher:
             future = entry.payload[1]
             if future.done():  # its caller has gone
                 continue
-            if isinstance(result, ModelFailure):
+            if isinstance(result, StatestreamError):
                 future.set_exception(result)
             else:
                 future.set_result(result)
         name = self._manifest.name
         queue_s = [started - entry.admitted for entry in batch.entries]
         self._events.batch_ran(name, len(batch.entries), queue_s, outcome.run_s)
-        failures = sum(isinstance(result, ModelFailure) for result in outcome.results)
+        failures = sum(isinstance(result, StatestreamError) for result in outcome.results)
         self.statistics.ran(len(batch.entries), failures, sum(queue_s), outcome.run_s, self._clock.wall())
         self._events.queue_length(name, len(self._scheduler))
         if outcome.health:

@@ -18,6 +18,9 @@ from services.runtime.state.types import Absence, Carry, Stored
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    import numpy as np
+    import numpy.typing as npt
+
     from services.runtime.core.clock import Clock
     from services.runtime.core.ids import ModelId
     from services.runtime.state.types import Position, Record, Terms
@@ -358,9 +361,15 @@ def _owned_carry(carry: Carry | None) -> Carry | None:
     if carry is None:
         return None
     tensors = carry.tensors
-    if any(tensor.base is not None for tensor in tensors):
-        tensors = tuple([tensor if tensor.base is None else tensor.copy() for tensor in tensors])
+    if not all(map(_owns, tensors)):
+        tensors = tuple([tensor if _owns(tensor) else tensor.copy() for tensor in tensors])
         carry = Carry(tensors, carry.task)
     for tensor in tensors:
         tensor.flags.writeable = False
     return carry
+
+
+def _owns(tensor: npt.NDArray[np.generic]) -> bool:
+    """Whether its memory is its own, and nothing beside it."""
+    base: object = tensor.base  # the stubs know of arrays only
+    return base is None or (type(base) is bytes and len(base) == tensor.nbytes)

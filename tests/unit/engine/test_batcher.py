@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from services.runtime.core.errors import CapacityExceeded, DeadlineExpired, Draining, ModelFailure
+from services.runtime.core.errors import CapacityExceeded, DeadlineExpired, Draining, InvalidInput, ModelFailure
 from services.runtime.engine.batcher import Batcher
 from services.runtime.engine.scheduler import BatchLimits
 from tests.kit.clock import ManualClock
@@ -116,6 +116,20 @@ async def test_a_state_that_is_not_finite_is_refused_for_its_row_alone() -> None
     assert total(await good) == 1
     with pytest.raises(ModelFailure, match="finite"):
         await bad
+
+
+async def test_a_row_that_holds_no_number_is_refused_before_it_is_run() -> None:
+    """NaN among the features is named, and its mates are run without it."""
+    bench = Bench(held=False)
+    good, bad, other = bench.ask(1), bench.ask(2, float("nan")), bench.ask(3)
+    assert total(await good) == 1
+    assert total(await other) == 3
+    with pytest.raises(InvalidInput, match="x: holds NaN") as refused:
+        await bad
+    assert refused.value.field == "x"
+    assert bench.model.batch_sizes == [2]
+    with pytest.raises(InvalidInput):
+        await bench.ask(float("inf"))
 
 
 async def test_a_full_queue_refuses_at_once() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runtime.engine.collate import Row, finite_rows, output_names, stack, unstack
+from services.runtime.engine.collate import Row, finite_rows, output_names, stack, unsound_rows, unstack
 from tests.kit.toy import toy_manifest
 
 MANIFEST = toy_manifest()
@@ -41,7 +41,27 @@ def test_results_do_not_keep_their_batch_alive() -> None:
     rows = rows_of([2, 2])
     feeds = stack(rows, MANIFEST)
     results = unstack([feeds["x"], feeds["x"][-1][:, None], feeds["s"]], rows, MANIFEST)
-    assert all(array.base is None for result in results for array in (*result.outputs, *result.state))
+    for result in results:
+        for array in (*result.outputs, *result.state):
+            assert type(array.base) is bytes
+            assert len(array.base) == array.nbytes
+
+
+def test_rows_that_are_not_in_one_piece_are_joined_too() -> None:
+    """A task may hand over a view; what it sees is what is run."""
+    rows = rows_of([4, 4])
+    apart = [Row((np.repeat(row.inputs[0], 2)[::2],), row.state) for row in rows]
+    assert stack(apart, MANIFEST)["x"].tobytes() == stack(rows, MANIFEST)["x"].tobytes()
+
+
+def test_unsound_rows_are_named_with_their_input() -> None:
+    """NaN and infinity are found wherever they are, and only there; a large sum of finite numbers is no infinity."""
+    rows = rows_of([3, 2, 3, 3])
+    rows[1].inputs[0][1] = np.nan
+    rows[2].inputs[0][0] = -np.inf
+    rows[3].inputs[0][:] = np.finfo(np.float32).max
+    assert unsound_rows(stack(rows, MANIFEST), MANIFEST) == {1: "x", 2: "x"}
+    assert unsound_rows(stack(rows[3:], MANIFEST), MANIFEST) == {}
 
 
 def test_padding_is_zero() -> None:
