@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -52,12 +50,12 @@ def _put_places(graph: onnx.GraphProto, lengths: str, places: dict[int, str]) ->
 def end_nodes(lengths: str, prefix: str) -> list[onnx.NodeProto]:
     """Columns (N, 1): ``last``, the index of a row's last true timestep, and ``row``, its own index."""
 
-    def node(kind: str, came: list[str], went: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(kind, came, [prefix + went], **attributes)
+    def node(kind: str, came: list[str], went: str) -> onnx.NodeProto:
+        return helper.make_node(kind, came, [prefix + went])
 
     zero, one, column = f"{prefix}zero", f"{prefix}one", f"{prefix}column"
     return [
-        node("Cast", [lengths], "lengths", to=TensorProto.INT64),
+        helper.make_node("Cast", [lengths], [f"{prefix}lengths"], to=TensorProto.INT64),
         node("Sub", [f"{prefix}lengths", one], "before"),
         node("Unsqueeze", [f"{prefix}before", column], "last"),
         node("Shape", [lengths], "shape"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import shutil
 import tempfile
@@ -93,11 +94,19 @@ def write_artefact(
         ExportError: the report does not allow it to be served.
     """
     facts.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=facts.folder.parent, prefix=".unfinished-") as kept:
+    with tempfile.TemporaryDirectory(
+        dir=facts.folder.parent, prefix=".unfinished-", ignore_cleanup_errors=True
+    ) as kept:
         made = Path(kept) / "artefact"
         made.mkdir()
-        manifest, report = make(made)
-        refuse(report, allow_inexact=allow_inexact)
+        try:
+            manifest, report = make(made)
+            refuse(report, allow_inexact=allow_inexact)
+        except BaseException:
+            shutil.rmtree(kept)
+            with contextlib.suppress(OSError):  # not empty: it has other versions
+                facts.folder.parent.rmdir()
+            raise
         manifest = manifest.model_copy(update={"bit_equal": report.exact})
         save_manifest(made, manifest)
         report.save(made)
