@@ -28,8 +28,8 @@ _ARTEFACTS = Path(__file__).parents[2] / "models" / "artefacts"
 THREADS_MAX = 4
 """More runs at once of one model than that do not make up for what they take from the event loop."""
 
-ELSEWHERE = {"STATESTREAM_DATA", "STATESTREAM_VERSION"}
-"""Variables that training and docker-compose.yml read."""
+ELSEWHERE = {"STATESTREAM_ADDRESS", "STATESTREAM_DATA", "STATESTREAM_VERSION"}
+"""Variables that the commands which call a server, training, and docker-compose.yml read."""
 
 
 class Settings(BaseSettings):

@@ -15,6 +15,7 @@ from services.cli.lazy import Entry, LazyGroup
 from services.cli.main import command as main
 from services.cli.settings import read_settings
 from services.cli.tasks import discover, task_names
+from services.runtime.config import unknown_variables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,6 +125,16 @@ def test_folders_of_models_are_given_one_by_one(tmp_path: Path, monkeypatch: pyt
     assert result.exit_code == 0
     assert read_settings(given).artefacts == tuple(folders)
     assert CliRunner().invoke(main, ["serve", "--artefacts", str(tmp_path / "nothing")]).exit_code == 2
+
+
+def test_only_what_nobody_reads_is_called_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server complains of a variable that is misspelt, not of one that the other commands read."""
+    commands: list[click.Command] = [import_module(entry.module).command for _, _, entry in ENTRIES]
+    read = {str(param.envvar) for command in commands for param in command.params if param.envvar}
+    assert "STATESTREAM_ADDRESS" in read
+    for name in (*read, "STATESTREAM_LISTN"):
+        monkeypatch.setenv(name, "x")
+    assert unknown_variables() == ["STATESTREAM_LISTN"]
 
 
 def test_a_wrong_setting_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
