@@ -7,7 +7,7 @@ import math
 import types
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import quote, unquote
 
 from services.runtime.core.errors import CapacityExceeded, InvalidInput
@@ -371,5 +371,5 @@ def _owned_carry(carry: Carry | None) -> Carry | None:
 
 def _owns(tensor: npt.NDArray[np.generic]) -> bool:
     """Whether its memory is its own, and nothing beside it."""
-    base: object = tensor.base  # the stubs know of arrays only
+    base = cast("object", tensor.base)  # the stubs know of arrays only
     return base is None or (type(base) is bytes and len(base) == tensor.nbytes)
