@@ -61,7 +61,10 @@ def fold_step(ask: Ask, deadline: float | None) -> Fold:
         if not plan.rows:
             return plan.reply((), context), unmoved(context, carry)
         inputs = step_inputs(model, plan, ask.blobs, ask.field)
-        outputs, state = await model.batcher.step(inputs, carry.tensors, deadline=deadline)
+        try:
+            outputs, state = await model.batcher.step(inputs, carry.tensors, deadline=deadline)
+        except InvalidInput as error:
+            raise plan.named(error, ask.head, ask.field) from None
         return plan.reply(plan.contents(outputs), context), Carry(state, CARRY_TAG)
 
     return fold
@@ -110,9 +113,17 @@ async def run_whole(
     if plan.rows > ROWS_MAX:
         raise InvalidInput("inputs[0].shape", f"has {plan.rows} rows; a request has at most {ROWS_MAX}")
     arrays, lengths = plan.arrays(blobs, field), plan.lengths(blobs, field)
+    try:
+        return plan, await _run_rows(model, plan, arrays, lengths, deadline)
+    except InvalidInput as error:
+        raise plan.named(error, head, field) from None
+
+
+async def _run_rows(
+    model: ServedModel, plan: Plan, arrays: tuple[Array, ...], lengths: list[int], deadline: float | None
+) -> list[bytes]:
     if plan.rows == 1:
-        whole = await _run_row(model, tuple(array[: lengths[0]] for array in arrays), deadline)
-        return plan, plan.contents(whole)
+        return plan.contents(await _run_row(model, tuple(array[: lengths[0]] for array in arrays), deadline))
     turns = asyncio.Semaphore(ROWS_AT_ONCE)
 
     async def row(n: int) -> list[bytes]:
@@ -125,7 +136,7 @@ async def run_whole(
             rows = [group.create_task(row(n)) for n in range(plan.rows)]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures
-    return plan, [b"".join(column) for column in zip(*(task.result() for task in rows), strict=True)]
+    return [b"".join(column) for column in zip(*(task.result() for task in rows), strict=True)]
 
 
 async def _run_row(model: ServedModel, inputs: tuple[Array, ...], deadline: float | None) -> list[Array]:

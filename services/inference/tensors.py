@@ -10,7 +10,6 @@ a `Plan` for what one version of a model does with them.
 from __future__ import annotations
 
 import math
-from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,7 +35,6 @@ TensorHead = tuple[str, str, tuple[int, ...]]
 
 _VERSIONS_MAX = 64
 
-_SINGLE_BYTES = 4
 
 RANK_MAX = 16
 """Dimensions of a tensor; no model has as many."""
@@ -98,14 +96,14 @@ def head_of(inputs: tuple[TensorHead, ...], outputs: tuple[str, ...]) -> Head:
 class _Feature(NamedTuple):
     """An input of the model: which of the request's it is, and how its bytes are read.
 
-    `summed`: the sum of its squares tells whether it is finite, which those of half precision would not fit.
+    `truth`: its elements are 0 or 1, which any byte may claim to be.
     """
 
     at: int
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
     size_bytes: int
-    summed: bool
+    truth: bool
 
 
 class _Output(NamedTuple):
@@ -151,19 +149,25 @@ class Plan:
         `field` is the name of what holds the bytes, with braces for its index.
 
         Raises:
-            InvalidInput: too many bytes, too few, or a number that is not finite.
+            InvalidInput: too many bytes, too few, or no truth value where there has to be one.
         """
         arrays: list[Array] = []
-        for index, dtype, shape, size_bytes, summed in self._features:
+        for index, dtype, shape, size_bytes, truth in self._features:
             blob = blobs[index]
             if len(blob) != size_bytes:
                 raise _wrong_size(field.format(index), blob, size_bytes)
             flat = np.frombuffer(blob, dtype)
-            # Where the sum of squares is finite every number is, and it costs less than a look at each.
-            if not (summed and isfinite(flat.dot(flat))) and not _sound(flat):
-                raise InvalidInput(field.format(index), "holds what is not a finite number, or no truth value")
+            if truth and not (flat.view(np.uint8) <= 1).all():
+                raise InvalidInput(field.format(index), "holds a byte that is neither 0 nor 1")
             arrays.append(flat.reshape(shape))
         return tuple(arrays)
+
+    def named(self, error: InvalidInput, head: Head, field: str) -> InvalidInput:
+        """An error that names an input as the graph does, with the name of what held it."""
+        for index, (name, _, _) in enumerate(head.inputs):
+            if name == error.field:
+                return InvalidInput(field.format(index), error.message.partition(": ")[2])
+        return error
 
     def lengths(self, blobs: Sequence[bytes], field: str) -> list[int]:
         """The timesteps of each row.
@@ -223,13 +227,6 @@ def _wrong_size(field: str, blob: bytes, size_bytes: int) -> InvalidInput:
     return InvalidInput(field, f"has {len(blob)} bytes, its shape and type ask for {size_bytes}")
 
 
-def _sound(flat: Array) -> bool:
-    """True if no number is infinite or NaN, and no truth value anything but 0 and 1."""
-    if flat.dtype.kind == "b":
-        return bool((flat.view(np.uint8) <= 1).all())
-    return flat.dtype.kind != "f" or bool(np.isfinite(flat).all())
-
-
 class _Form(NamedTuple):
     """N and T of a request, and whether its shapes have a batch axis."""
 
@@ -261,8 +258,7 @@ def make_plan(head: Head, model_id: ModelId, manifest: Manifest) -> Plan:
             raise InvalidInput(f"{name}.shape", "has another number of rows or timesteps than the input before")
         form, dtype = found, np.dtype(spec.dtype)
         row = (form.timesteps, *rest) if form.rows == 1 else (form.rows, form.timesteps, *rest)
-        summed = dtype.kind == "f" and dtype.itemsize >= _SINGLE_BYTES
-        features.append(_Feature(index, dtype, row, math.prod(row) * dtype.itemsize, summed))
+        features.append(_Feature(index, dtype, row, math.prod(row) * dtype.itemsize, truth=dtype.kind == "b"))
     if form is None:
         raise AssertionError("a model has at least one feature")
     lengths = manifest.lengths()

@@ -83,7 +83,10 @@ def fold_chunk(piece: Piece, deadline: float | None) -> Fold:
         plan = piece.head.plan(context.model)
         if plan.rows:
             inputs = step_inputs(context.model, plan, piece.blobs, _FIELD)
-            outputs, state = await context.model.batcher.step(inputs, carry.tensors, deadline=deadline)
+            try:
+                outputs, state = await context.model.batcher.step(inputs, carry.tensors, deadline=deadline)
+            except InvalidInput as error:
+                raise plan.named(error, piece.head, _FIELD) from None
             contents, after = plan.contents(outputs), Carry(state, CARRY_TAG)
         else:
             contents, after = [], unmoved(context, carry)

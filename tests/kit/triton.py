@@ -26,10 +26,10 @@ with warnings.catch_warnings():
     # Its generated code is of the major version of protobuf before ours, which protobuf says and allows.
     warnings.filterwarnings("ignore", message="Protobuf gencode version", category=UserWarning)
     import tritonclient.grpc as blocking
-    from tritonclient.grpc import aio, service_pb2
+    from tritonclient.grpc import aio, model_config_pb2, service_pb2
     from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-__all__ = ["InferenceServerException", "aio", "blocking", "service_pb2"]
+__all__ = ["InferenceServerException", "aio", "blocking", "model_config_pb2", "service_pb2"]
 
 
 @asynccontextmanager
