@@ -96,6 +96,7 @@ class Bench:
         self.events = NoEvents()
         self.offload = HandOffload()
         self.opened: list[str] = []
+        self.on_open: Callable[[], object] | None = None
         made = Settings(**values)
         loader = Loader(
             made,
@@ -110,6 +111,8 @@ class Bench:
     def _open(self, artefact: Artefact, _: Settings, __: int) -> ToyModel:
         verify_files(artefact.folder, artefact.manifest)
         self.opened.append(artefact.manifest.version)
+        if self.on_open is not None:
+            self.on_open()
         if (artefact.folder / "model.onnx").read_bytes().startswith(BROKEN):
             raise RuntimeError(f"Load model from {artefact.folder / 'model.onnx'} failed: {BROKEN.decode()}")
         model = ToyModel(artefact.manifest.version)

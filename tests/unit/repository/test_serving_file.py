@@ -66,7 +66,11 @@ def test_a_change_holds_from_the_next_look(tmp_path: Path) -> None:
         folders.limit('{"queue_max": 7}')
         await asyncio.sleep(6)
         assert bench.catalogue.pinned(one).limits.batch.queue_max == 7
-        assert bench.catalogue.find("toy") is bench.catalogue.pinned(one)
+        limited = bench.catalogue.pinned(one)
+        assert bench.catalogue.find("toy") is limited
+        folders.limit('{"queue_max":   7}')
+        await asyncio.sleep(6)
+        assert bench.catalogue.pinned(one) is limited
         (tmp_path / "toy" / "serving.json").unlink()
         await asyncio.sleep(6)
         assert bench.catalogue.pinned(one).limits.batch.queue_max == 1024
@@ -126,16 +130,19 @@ def test_steps_in_flight_are_finished_within_the_limits_before(tmp_path: Path) -
 def test_a_retired_version_keeps_the_time_it_has(tmp_path: Path) -> None:
     """New limits hold for it, and do not let it begin anew."""
     folders = Folders(tmp_path)
-    folders.add("1")
+    one = folders.add("1")
     folders.add("2")
 
     async def scenario(make: Make) -> None:
         bench = make(tmp_path, **POLLED)
         await bench.repository.start(TOY)
         folders.remove("1")
-        await asyncio.sleep(50)
-        folders.limit('{"idle_timeout_s": 100}')
         await asyncio.sleep(40)
+        model = bench.catalogue.pinned(one)
+        await model.batcher.step((np.ones(1, dtype=np.float32),), model.initial_state)
+        await asyncio.sleep(10)
+        folders.limit('{"idle_timeout_s": 100}')
+        await asyncio.sleep(80)
         assert bench.states()["1"] == "UNLOADING"
         await asyncio.sleep(20)
         assert "1" not in bench.states()
