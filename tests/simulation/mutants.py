@@ -119,8 +119,8 @@ MUTANTS = {
     ),
     "results of a batch are mixed up": Mutant(
         "services.runtime.engine.batcher",
-        "zip(batch.entries, outcome.results, strict=True)",
-        "zip(batch.entries, reversed(outcome.results), strict=True)",
+        "zip(job.entries, answers, strict=True)",
+        "zip(job.entries, reversed(answers), strict=True)",
     ),
     "a repeated start starts anew": Mutant(DECIDE, "first.digest == request.digest and not found.expired", "False"),
     "the client does not compare histories": Mutant(

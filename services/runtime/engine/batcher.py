@@ -7,16 +7,19 @@ end of the current turn of the event loop, so that steps of the same turn share 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+import functools
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from services.runtime.core.errors import DeadlineExpired, Draining, InvalidInput, ModelFailure, StatestreamError
+import numpy as np
+
+from services.runtime.core.errors import DeadlineExpired, Draining, InvalidInput, ModelFailure
 from services.runtime.engine.collate import Array, Result, Row, finite_rows, output_names, stack, unsound_rows, unstack
 from services.runtime.engine.health import StateHealth, state_health
 from services.runtime.engine.scheduler import Batch, BatchLimits, Entry, Scheduler
 from services.runtime.engine.statistics import RunStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor, Future
 
     from models.common.manifest import Manifest
@@ -29,6 +32,8 @@ HEALTH_EVERY = 256
 """Runs between two looks at the states; a look costs about as much as stacking them."""
 
 _TOO_LATE = "the deadline passed before the step was run"
+
+T = TypeVar("T")
 
 Payload = tuple[Row, "asyncio.Future[Result]"]
 
@@ -62,14 +67,23 @@ class BatchEvents(Protocol):
         ...
 
 
-_Answer = Result | ModelFailure | InvalidInput
+_Answer = Result | ModelFailure
 
 
-class _Outcome(NamedTuple):
-    """What a run gives: a result or failure a row, now and then a look at the states, and how long it took."""
+class _Job(NamedTuple):
+    """A run of some steps that `started` at a monotonic time; `look`: at the states that come of it."""
 
-    results: list[_Answer]
-    health: list[StateHealth]
+    entries: list[Entry[Payload]]
+    started: float
+    size: int
+    look: bool
+
+
+class _Ran(NamedTuple):
+    """What a run gave: outputs and states of all rows, or why there are none, and how long it took."""
+
+    arrays: list[Array]
+    error: Exception | None
     run_s: float
 
 
@@ -191,100 +205,127 @@ class Batcher:
             self._wake(loop)  # in the next turn, so that other work of the loop has its own
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: Batch[Payload], now: float) -> None:
-        rows = [entry.payload[0] for entry in batch.entries]
-        look = self._runs % HEALTH_EVERY == 0
+        entries = batch.entries
+        job = _Job(entries, now, _size(entries), look=self._runs % HEALTH_EVERY == 0)
         self._runs += 1
-        size = _size(rows)
-        if self._expected_s.get(size, float("inf")) < self._limits.inline_s_max:
-            self._settle(batch, now, size, self._run(rows, look=look))
+        try:
+            feeds = self._sound_feeds(entries)
+        except Exception as error:  # noqa: BLE001 - a task's mistake, which must strand nobody
+            ran = _Ran([], error, 0.0)
+            self._settle(job, ran, self._answers(job, ran) or [self._run_alone(entry) for entry in entries])
+            return
+        if not entries:
+            return
+        if self._expected_s.get(job.size, float("inf")) < self._limits.inline_s_max:
+            ran = self._run(feeds)
+            self._settle(job, ran, self._answers(job, ran) or [self._run_alone(entry) for entry in entries])
             return
         self._idle_threads -= 1
+        # A worker only computes. What it did to arrays before and after would hold the interpreter, for which it and
+        # the loop would wait in turn.
+        self._submit(loop, functools.partial(self._run, feeds), functools.partial(self._finish, loop, job))
 
-        def hand_back(done: Future[_Outcome]) -> None:
+    def _submit(
+        self, loop: asyncio.AbstractEventLoop, work: Callable[[], T], then: Callable[[Future[T]], object]
+    ) -> None:
+        def hand_back(done: Future[T]) -> None:
             # The loop is gone when a server is torn down with a run in progress; then nobody waits for the result.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._finish, loop, batch, now, size, done)
+                loop.call_soon_threadsafe(then, done)
 
-        self._executor.submit(self._run, rows, look=look).add_done_callback(hand_back)
+        self._executor.submit(work).add_done_callback(hand_back)
 
-    def _run(self, rows: list[Row], *, look: bool = False) -> _Outcome:
-        """Usually in a worker thread: all rows together, or one by one if that fails."""
+    def _sound_feeds(self, entries: list[Entry[Payload]]) -> dict[str, Array]:
+        """The inputs of a run. Steps that hold what no number is are refused, and leave `entries`."""
+        feeds = stack([entry.payload[0] for entry in entries], self._manifest)
+        unsound = unsound_rows(feeds, self._manifest)
+        if not unsound:
+            return feeds
+        for n, name in unsound.items():
+            self.statistics.failed.add(1, self._clock.monotonic() - entries[n].admitted)
+            _fail(entries[n], InvalidInput(name, "holds NaN or infinity"))
+        entries[:] = [entry for n, entry in enumerate(entries) if n not in unsound]
+        return stack([entry.payload[0] for entry in entries], self._manifest) if entries else {}
+
+    def _run(self, feeds: dict[str, Array]) -> _Ran:
+        """Usually in a worker thread."""
         began = self._clock.monotonic()
-        results: list[_Answer]
         try:
-            results, health = self._run_together(rows, look=look)
-        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
-            health = []
-            if len(rows) == 1:
-                failure = ModelFailure("the run of the model failed")
-                failure.__cause__ = error
-                results = [failure]
-            else:
-                results = [result for row in rows for result in self._run([row]).results]
-        return _Outcome(results, health, self._clock.monotonic() - began)
+            arrays, error = self._model.run(self._names, feeds), None
+        except Exception as failure:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
+            arrays, error = [], failure
+        return _Ran(arrays, error, self._clock.monotonic() - began)
 
-    def _run_together(self, rows: list[Row], *, look: bool) -> tuple[list[_Answer], list[StateHealth]]:
-        feeds = stack(rows, self._manifest)
-        if unsound := unsound_rows(feeds, self._manifest):
-            return self._run_around(rows, unsound), []
-        arrays = self._model.run(self._names, feeds)
-        finite = finite_rows(arrays, self._manifest, len(rows))
-        results: list[_Answer] = list(unstack(arrays, rows, self._manifest))
+    def _answers(self, job: _Job, ran: _Ran) -> list[_Answer]:
+        """A result or failure a row; none where the rows of a run that failed have to be run one by one."""
+        if ran.error is not None:
+            return [] if len(job.entries) > 1 else [_broken(ran.error)]
+        rows = [entry.payload[0] for entry in job.entries]
+        try:
+            answers: list[_Answer] = list(unstack(ran.arrays, rows, self._manifest))
+            finite = finite_rows(ran.arrays, self._manifest, len(rows))
+        except Exception as error:  # noqa: BLE001 - what the graph gave is not what its manifest says
+            return [_broken(error) for _ in rows]
         if not finite.all():
-            for n in range(len(rows)):
-                if not finite[n]:
-                    results[n] = ModelFailure("the step gave a state that is not finite")
-        return results, state_health(arrays, self._manifest) if look else []
+            for n in np.flatnonzero(~finite).tolist():
+                answers[n] = ModelFailure("the step gave a state that is not finite")
+        if job.look:
+            self._events.states_sampled(self._manifest.name, state_health(ran.arrays, self._manifest))
+        return answers
 
-    def _run_around(self, rows: list[Row], unsound: dict[int, str]) -> list[_Answer]:
-        """Refuses the rows that hold what no number is, and runs the others."""
-        good = iter(
-            self._run([row for n, row in enumerate(rows) if n not in unsound]).results
-            if len(unsound) < len(rows)
-            else ()
-        )
-        return [
-            InvalidInput(unsound[n], "holds NaN or infinity") if n in unsound else next(good) for n in range(len(rows))
-        ]
+    def _run_alone(self, entry: Entry[Payload]) -> _Answer:
+        """What comes of a step after a run that failed; only the culprit fails again."""
+        try:
+            feeds = stack([entry.payload[0]], self._manifest)
+        except Exception as error:  # noqa: BLE001 - as above
+            return _broken(error)
+        return self._answers(_Job([entry], 0.0, 0, look=False), self._run(feeds))[0]
 
-    def _finish(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: Batch[Payload],
-        started: float,
-        size: int,
-        done: Future[_Outcome],
-    ) -> None:
+    def _finish(self, loop: asyncio.AbstractEventLoop, job: _Job, done: Future[_Ran]) -> None:
+        ran = done.result()
+        answers = self._answers(job, ran)
+        if answers:
+            self._done(loop, job, ran, answers)
+            return
+
+        def one_by_one() -> list[_Answer]:
+            return [self._run_alone(entry) for entry in job.entries]
+
+        self._submit(loop, one_by_one, lambda each: self._done(loop, job, ran, each.result()))
+
+    def _done(self, loop: asyncio.AbstractEventLoop, job: _Job, ran: _Ran, answers: list[_Answer]) -> None:
         self._idle_threads += 1
         # Replies first: their clients send again while the next run is gathered.
-        self._settle(batch, started, size, done.result())
+        self._settle(job, ran, answers)
         self._wake(loop)
 
-    def _settle(self, batch: Batch[Payload], started: float, size: int, outcome: _Outcome) -> None:
-        known = self._expected_s.get(size, outcome.run_s)
-        self._expected_s[size] = known + SMOOTHING * (outcome.run_s - known)
-        self._scheduler.run_s += SMOOTHING * (outcome.run_s - self._scheduler.run_s)
-        for entry, result in zip(batch.entries, outcome.results, strict=True):
+    def _settle(self, job: _Job, ran: _Ran, answers: list[_Answer]) -> None:
+        known = self._expected_s.get(job.size, ran.run_s)
+        self._expected_s[job.size] = known + SMOOTHING * (ran.run_s - known)
+        self._scheduler.run_s += SMOOTHING * (ran.run_s - self._scheduler.run_s)
+        failures = 0
+        for entry, answer in zip(job.entries, answers, strict=True):
             future = entry.payload[1]
-            if future.done():  # its caller has gone
-                continue
-            if isinstance(result, StatestreamError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-        name = self._manifest.name
-        queue_s = [started - entry.admitted for entry in batch.entries]
-        self._events.batch_ran(name, len(batch.entries), queue_s, outcome.run_s)
-        failures = sum(isinstance(result, StatestreamError) for result in outcome.results)
-        self.statistics.ran(len(batch.entries), failures, sum(queue_s), outcome.run_s, self._clock.wall())
+            if isinstance(answer, ModelFailure):
+                failures += 1
+                _fail(entry, answer)
+            elif not future.done():  # else its caller has gone
+                future.set_result(answer)
+        name, queue_s = self._manifest.name, [job.started - entry.admitted for entry in job.entries]
+        self._events.batch_ran(name, len(job.entries), queue_s, ran.run_s)
+        self.statistics.ran(len(job.entries), failures, sum(queue_s), ran.run_s, self._clock.wall())
         self._events.queue_length(name, len(self._scheduler))
-        if outcome.health:
-            self._events.states_sampled(name, outcome.health)
 
 
-def _size(rows: list[Row]) -> int:
+def _size(entries: list[Entry[Payload]]) -> int:
     """Runs of about the same size share one expectation: the power of two above timesteps x sequences."""
-    return (max(row.timesteps for row in rows) * len(rows)).bit_length()
+    return (max([entry.timesteps for entry in entries]) * len(entries)).bit_length()
+
+
+def _broken(error: Exception) -> ModelFailure:
+    failure = ModelFailure("the run of the model failed")
+    failure.__cause__ = error
+    return failure
 
 
 def _fail(entry: Entry[Payload], error: Exception) -> None:

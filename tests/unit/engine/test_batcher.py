@@ -109,6 +109,37 @@ async def test_a_failing_row_fails_alone() -> None:
         await bad
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_what_no_run_can_be_made_of_fails_alone(*, held: bool) -> None:
+    """Arrays of the wrong shape are a mistake of a task; it strands neither its mates nor those that come after."""
+    bench = Bench(held=held)
+    good, after = bench.ask(1), None
+    bad = asyncio.create_task(bench.batcher.step((np.zeros((1, 7), dtype=np.float32),), STATE))
+    for _ in range(3):
+        await turns()
+        if bench.executor.held:
+            bench.executor.release()
+    assert total(await good) == 1
+    with pytest.raises(ModelFailure):
+        await bad
+    after = bench.ask(2)
+    await turns()
+    if held:
+        bench.executor.release()
+    assert total(await after) == 2
+
+
+async def test_a_graph_that_gives_something_else_fails_its_run_alone() -> None:
+    """Results that are not as the manifest says reach nobody, and the next run is made."""
+    bench = Bench(held=False)
+    run = bench.model.run
+    bench.model.run = lambda outputs, feeds: run(outputs, feeds)[:1]
+    with pytest.raises(ModelFailure):
+        await bench.ask(1)
+    bench.model.run = run
+    assert total(await bench.ask(2)) == 2
+
+
 async def test_a_state_that_is_not_finite_is_refused_for_its_row_alone() -> None:
     """NaN that comes out of a run is a failure of that row and never becomes a state."""
     bench = Bench(held=False)
