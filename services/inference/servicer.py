@@ -13,6 +13,7 @@ from services.inference.codec import Reader, owns
 from services.inference.mux import serve_infer_stream
 from services.inference.steps import earlier, fold_step, run_whole, standing_reply, step_request, told_by
 from services.inference.wire import infer_pb2, management_pb2, model_config_pb2
+from services.inference.wire.pool import POOL
 from services.runtime.core.errors import InvalidInput, StatestreamError, Unsupported
 from services.runtime.core.ids import DEFAULT_TENANT, SequenceName
 from services.runtime.state.types import Durability
@@ -82,8 +83,8 @@ class InferenceServicer:
         return infer_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(self, _: infer_pb2.ServerReadyRequest, __: Context) -> infer_pb2.ServerReadyResponse:  # noqa: N802
-        """The gate lets calls in only while the server is ready."""
-        return infer_pb2.ServerReadyResponse(ready=True)
+        """The models are loaded, and the server is not being stopped."""
+        return infer_pb2.ServerReadyResponse(ready=self._runtime.ready())
 
     async def ModelReady(  # noqa: N802
         self, request: infer_pb2.ModelReadyRequest, _: Context
@@ -206,4 +207,12 @@ def register(server: grpc.aio.Server, runtime: Runtime) -> None:
     inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(typed.TypedServicer(runtime), server)
 
 
-TASK = Task(name=NAME, service=SERVICE, register=register, serves_all=True, more_services=(typed.SERVICE,))
+TASK = Task(
+    name=NAME,
+    service=SERVICE,
+    register=register,
+    serves_all=True,
+    more_services=(typed.SERVICE,),
+    open_calls=(f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady"),
+    pool=POOL,
+)

@@ -36,6 +36,7 @@ from services.runtime.state.store import Stores
 from services.runtime.transport import lifecycle
 from services.runtime.transport.drain import Drain
 from services.runtime.transport.gate import Gate
+from services.runtime.transport.pools import Pools
 from services.runtime.transport.task import Runtime, Task
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class Server:
         self._store = store or make_store(settings, self._clock, self.metrics)
         self._catalogue = Catalogue()
         self._drain = Drain()
-        self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics)
+        open_calls = [path for task in tasks for path in task.open_calls]
+        self._gate = Gate(settings.calls_max, settings.streams_max, self.metrics, open_calls)
         # The published stubs do not know the asyncio servicer.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         # Sequences without durability, apart from the store that replicas share.
@@ -158,7 +160,15 @@ class Server:
     def _make_server(self) -> RpcServer:
         server = RpcServer(Limits(message_bytes_max=self._settings.message_bytes_max), wrap=self._gate.wrap)
         stock: Any = server  # generated code is typed for the servers of grpc alone
-        runtime = Runtime(self._catalogue, self._sequences, self._clock, self._drain, self.metrics, self._repository)
+        runtime = Runtime(
+            self._catalogue,
+            self._sequences,
+            self._clock,
+            self._drain,
+            self.metrics,
+            self._repository,
+            lambda: self._gate.is_open and self._repository.ready,
+        )
         for task in self._tasks:
             task.register(stock, runtime)
         lifecycle_service_pb2_grpc.add_LifecycleServiceServicer_to_server(
@@ -167,7 +177,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, stock)
         names = (*self._services(), health.SERVICE_NAME, reflection.SERVICE_NAME)
         # As for health: it would take any server but its own for one with threads.
-        reflector: Any = reflection.aio.ReflectionServicer(names)  # pyright: ignore[reportAttributeAccessIssue]
+        pool = Pools([task.pool for task in self._tasks if task.pool])
+        reflector: Any = reflection.aio.ReflectionServicer(names, pool)  # pyright: ignore[reportAttributeAccessIssue]
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, stock)
         return server
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.inference.servicer import TASK as INFERENCE
 from services.runtime.config import Settings
@@ -162,3 +165,29 @@ async def test_task_models_are_served_as_raw_tensors() -> None:
         (output,) = (await client.get_model_metadata("sentiment")).outputs
         answer = await client.infer("sentiment", asked(np.array([[4, 5, 6]]), "words"))
         assert answer.as_numpy(output.name).shape == (1, 2)
+
+
+async def test_a_server_that_stops_is_live_and_not_ready(server: Server, client: Any) -> None:
+    """Both are answered where nothing else is let in."""
+    server._gate.drain()
+    assert await client.is_server_live()
+    assert not await client.is_server_ready()
+    with pytest.raises(InferenceServerException) as caught:
+        await client.infer("lstm", asked(lstm.inputs(1)))
+    assert caught.value.status() == "StatusCode.UNAVAILABLE"
+
+
+async def test_reflection_describes_what_is_served_here(server: Server) -> None:
+    """Ours, not what Triton's client has brought into the process; the typed service too."""
+    wanted = {"inference.GRPCInferenceService": "inference/grpc_service.proto"}
+    wanted["statestream.inference.v1.InferenceService"] = "statestream/inference/v1/inference_service.proto"
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        for symbol, file in wanted.items():
+            asked_for = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+            (answer,) = [one async for one in stub.ServerReflectionInfo(iter([asked_for]))]
+            found = [
+                descriptor_pb2.FileDescriptorProto.FromString(data).name
+                for data in answer.file_descriptor_response.file_descriptor_proto
+            ]
+            assert file in found

@@ -14,7 +14,7 @@ from services.runtime.core.errors import CapacityExceeded, Draining, InvalidInpu
 from services.runtime.transport.status import code_name, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 _log = structlog.get_logger(__name__)
 
@@ -55,13 +55,22 @@ def well_formed(message: T) -> T:
 
 
 class Gate:
-    """Wraps the handlers of a server. `calls_max` bounds unary calls, `streams_max` streams."""
+    """Wraps the handlers of a server. `calls_max` bounds unary calls, `streams_max` streams.
 
-    def __init__(self, calls_max: int, streams_max: int, events: CallEvents) -> None:
+    `open_calls` are further methods, by their full paths, that answer while the server is full or stops.
+    """
+
+    def __init__(self, calls_max: int, streams_max: int, events: CallEvents, open_calls: Iterable[str] = ()) -> None:
         self._free = {"call": calls_max, "stream": streams_max}
+        self._open_to_all = (*OPEN_TO_ALL, *open_calls)
         self._events = events
         # Made anew for each call: an exception that is raised again keeps the traceback of every raise before.
         self._refusal: Callable[[], StatestreamError] | None = lambda: NotReady("models are being loaded")
+
+    @property
+    def is_open(self) -> bool:
+        """True while calls are let in."""
+        return self._refusal is None
 
     def open(self) -> None:
         """Lets calls in: the models are warm."""
@@ -73,7 +82,7 @@ class Gate:
 
     def wrap(self, method: str, handler: Any) -> Any:  # noqa: ANN401 - handlers of any message
         """The handler (`grpc.RpcMethodHandler`) that serves a method's calls as far as this lets them in."""
-        if method.startswith(OPEN_TO_ALL):
+        if method.startswith(self._open_to_all):
             return handler
         if handler.stream_stream is not None:
             return cast("Any", grpc.stream_stream_rpc_method_handler)(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import grpc
+    from google.protobuf.descriptor_pool import DescriptorPool
 
     from services.runtime.core.clock import Clock
     from services.runtime.engine.served import Catalogue
@@ -28,7 +29,7 @@ class StreamEvents(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a server offers its tasks."""
+    """What a server offers its tasks. `ready` tells whether it takes calls and has what it was to serve."""
 
     catalogue: Catalogue
     sequences: Sequences
@@ -36,6 +37,7 @@ class Runtime:
     drain: Drain
     events: StreamEvents
     repository: Repository
+    ready: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Task:
     Attributes:
         service: full name of the gRPC service, for health and reflection.
         more_services: names of others that it has beside that one.
+        open_calls: full paths of methods that answer while the server is not ready, or full.
+        pool: descriptors of the service, for reflection; None: protobuf's default pool has them.
         register: adds the servicer to a server.
         load_features: makes of an artefact's folder what the codec needs (a vocabulary), once per version of each model
             whose manifest names this task; None: nothing.
@@ -57,3 +61,5 @@ class Task:
     load_features: Callable[[Path], object] | None = None
     serves_all: bool = False
     more_services: tuple[str, ...] = ()
+    open_calls: tuple[str, ...] = ()
+    pool: DescriptorPool | None = None
