@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from statestream.inference.v1 import inference_pb2, inference_service_pb2_grpc
+from statestream.inference.v1 import (
+    inference_pb2,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+)
 
 from services.inference.codec import CARRY_TAG, owns
 from services.inference.steps import run_whole, step_inputs, unmoved
@@ -24,7 +28,8 @@ if TYPE_CHECKING:
     from services.runtime.sequences.contract import Fold, StepContext
     from services.runtime.transport.task import Runtime
 
-SERVICE = "statestream.inference.v1.InferenceService"
+# Read, not written: reflection finds only what was imported, and the stubs of a service do not import its description.
+SERVICE = inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
 Request = inference_pb2.StreamingInferRequest
 Response = inference_pb2.StreamingInferResponse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
-from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2_grpc
+from statestream.sentiment.v1 import sentiment_pb2, sentiment_service_pb2, sentiment_service_pb2_grpc
 
 from models.sentiment.features import TextEncodingError, Vocabulary, advance
 from services.runtime.core.errors import InvalidInput
@@ -135,7 +135,8 @@ def register(server: grpc.aio.Server, runtime: Runtime) -> None:
 
 TASK = Task(
     name=NAME,
-    service="statestream.sentiment.v1.SentimentService",
+    # Read, not written: reflection finds only what was imported, and the stubs do not import the service's description.
+    service=sentiment_service_pb2.DESCRIPTOR.services_by_name["SentimentService"].full_name,
     register=register,
     load_features=load_features,
 )
