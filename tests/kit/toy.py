@@ -60,7 +60,7 @@ class ToyModel:
         self._weight = np.float32(version)
         self.batch_sizes: list[int] = []
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], *, lone: bool = False) -> list[Array]:
         """See `Model`."""
         x: Any = feeds["x"].astype(np.float32)
         lengths: Any = feeds["lengths"]

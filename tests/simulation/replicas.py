@@ -62,7 +62,7 @@ class FailingModel(ToyModel):
         self.failing = 0.0
         self._rng = rng
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], *, lone: bool = False) -> list[Array]:
         """See `Model`."""
         if self.failing and self._rng.random() < self.failing:
             raise RuntimeError("a run that fails")

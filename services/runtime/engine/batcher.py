@@ -46,8 +46,8 @@ class Model(Protocol):
         """Description of the graph."""
         ...
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """The named outputs for the given inputs, as a new array each."""
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], *, lone: bool = False) -> list[Array]:
+        """The named outputs for the given inputs, as a new array each; `lone`: no other run is made meanwhile."""
         ...
 
 
@@ -71,12 +71,21 @@ _Answer = Result | ModelFailure
 
 
 class _Job(NamedTuple):
-    """A run of some steps that `started` at a monotonic time; `look`: at the states that come of it."""
+    """A run of some steps that `started` at a monotonic time; `look`: at the states that come of it.
+
+    `lone`: nothing else of the model runs meanwhile.
+    """
 
     entries: list[Entry[Payload]]
     started: float
-    size: int
-    look: bool
+    cells: int
+    look: bool = False
+    lone: bool = False
+
+    @property
+    def size(self) -> int:
+        """Runs of about the same size share one expectation: the power of two above timesteps x sequences."""
+        return self.cells.bit_length()
 
 
 class _Ran(NamedTuple):
@@ -93,7 +102,8 @@ class Batcher:
     A caller that is cancelled leaves the queue, or its result is dropped; its batch-mates notice nothing. When a run
     fails, its steps are run again one by one, so that only the culprit fails. At most `threads` runs are in the
     executor at a time; a run that is expected to take less than `limits.inline_s_max` is not handed over at all, since
-    the hand-over would cost more than it spares the event loop.
+    the hand-over would cost more than it spares the event loop. Small runs are made one after the other: what comes
+    meanwhile makes a larger batch of the next, which does more than two that share the cores (docs/benchmarks.md).
     """
 
     def __init__(
@@ -119,6 +129,7 @@ class Batcher:
         self._limits = limits
         self._expected_s: dict[int, float] = {}  # by size of the run: some twenty of them
         self._delayed = False
+        self._lone = False
         self._runs = 0
         self._closed = False
 
@@ -178,7 +189,7 @@ class Batcher:
         _fail(entry, DeadlineExpired(_TOO_LATE))
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._idle_threads:
+        if not self._idle_threads or self._lone:
             return
         if self._wake_up is not None:
             if not (self._delayed and self._scheduler.full):
@@ -190,7 +201,7 @@ class Batcher:
     def _launch(self, loop: asyncio.AbstractEventLoop) -> None:
         self._wake_up = None
         due, now = self._scheduler.due_at(), self._clock.monotonic()
-        if due is None:
+        if due is None or self._lone:
             return
         if due > now:
             self._delayed = True
@@ -206,7 +217,9 @@ class Batcher:
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: Batch[Payload], now: float) -> None:
         entries = batch.entries
-        job = _Job(entries, now, _size(entries), look=self._runs % HEALTH_EVERY == 0)
+        cells = max([entry.timesteps for entry in entries]) * len(entries)
+        lone = cells <= self._limits.lone_cells_max and self._idle_threads == self._threads
+        job = _Job(entries, now, cells, self._runs % HEALTH_EVERY == 0, lone)
         self._runs += 1
         try:
             feeds = self._sound_feeds(entries)
@@ -217,13 +230,14 @@ class Batcher:
         if not entries:
             return
         if self._expected_s.get(job.size, float("inf")) < self._limits.inline_s_max:
-            ran = self._run(feeds)
+            ran = self._run(feeds, lone=lone)
             self._settle(job, ran, self._answers(job, ran) or [self._run_alone(entry) for entry in entries])
             return
         self._idle_threads -= 1
+        self._lone = lone
         # A worker only computes. What it did to arrays before and after would hold the interpreter, for which it and
         # the loop would wait in turn.
-        self._submit(loop, functools.partial(self._run, feeds), functools.partial(self._finish, loop, job))
+        self._submit(loop, functools.partial(self._run, feeds, lone=lone), functools.partial(self._finish, loop, job))
 
     def _submit(
         self, loop: asyncio.AbstractEventLoop, work: Callable[[], T], then: Callable[[Future[T]], object]
@@ -247,11 +261,11 @@ class Batcher:
         entries[:] = [entry for n, entry in enumerate(entries) if n not in unsound]
         return stack([entry.payload[0] for entry in entries], self._manifest) if entries else {}
 
-    def _run(self, feeds: dict[str, Array]) -> _Ran:
+    def _run(self, feeds: dict[str, Array], *, lone: bool = False) -> _Ran:
         """Usually in a worker thread."""
         began = self._clock.monotonic()
         try:
-            arrays, error = self._model.run(self._names, feeds), None
+            arrays, error = self._model.run(self._names, feeds, lone=lone), None
         except Exception as failure:  # noqa: BLE001 - whatever a runtime raises is one thing to a client
             arrays, error = [], failure
         return _Ran(arrays, error, self._clock.monotonic() - began)
@@ -279,7 +293,7 @@ class Batcher:
             feeds = stack([entry.payload[0]], self._manifest)
         except Exception as error:  # noqa: BLE001 - as above
             return _broken(error)
-        return self._answers(_Job([entry], 0.0, 0, look=False), self._run(feeds))[0]
+        return self._answers(_Job([entry], 0.0, 0), self._run(feeds))[0]
 
     def _finish(self, loop: asyncio.AbstractEventLoop, job: _Job, done: Future[_Ran]) -> None:
         ran = done.result()
@@ -295,6 +309,7 @@ class Batcher:
 
     def _done(self, loop: asyncio.AbstractEventLoop, job: _Job, ran: _Ran, answers: list[_Answer]) -> None:
         self._idle_threads += 1
+        self._lone = False
         # Replies first: their clients send again while the next run is gathered.
         self._settle(job, ran, answers)
         self._wake(loop)
@@ -315,11 +330,6 @@ class Batcher:
         self._events.batch_ran(name, len(job.entries), queue_s, ran.run_s)
         self.statistics.ran(len(job.entries), failures, sum(queue_s), ran.run_s, self._clock.wall())
         self._events.queue_length(name, len(self._scheduler))
-
-
-def _size(entries: list[Entry[Payload]]) -> int:
-    """Runs of about the same size share one expectation: the power of two above timesteps x sequences."""
-    return (max([entry.timesteps for entry in entries]) * len(entries)).bit_length()
 
 
 def _broken(error: Exception) -> ModelFailure:

@@ -33,6 +33,8 @@ class BatchLimits:
         padding_max: timesteps by which a row may be padded (or by its own length, if that is more), so that a short
             chunk is not held up by a long one.
         inline_s_max: runs expected to take less are run by the event loop itself; 0 hands all to a thread.
+        lone_cells_max: a run of up to so many timesteps x sequences has the model to itself, and all cores; larger ones
+            overlap, each on a thread of its own.
     """
 
     batch_size_max: int = 64
@@ -41,6 +43,7 @@ class BatchLimits:
     delay_s_max: float = 0.0
     padding_max: int = 16
     inline_s_max: float = 0.0
+    lone_cells_max: int = 64
 
 
 @dataclass(slots=True, eq=False)

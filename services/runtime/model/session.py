@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-LONE_ROWS_MAX: Final = 2
-"""Sequences up to which a run that is alone takes several threads: larger ones come where there are more to overlap."""
+COMPARED_ROWS: Final = (1, 2, 5, 8, 16)
+"""Batch sizes at which one thread and several are compared."""
 
 # Builds of ONNX Runtime may report their use to Microsoft; a server of other people's data must not.
 cast("Any", ort).disable_telemetry_events()
@@ -32,43 +31,33 @@ class OnnxModel:
     """One ONNX graph, ready to run from any thread.
 
     Runs that overlap take one thread each: two of them at a time do more than two threads in one (docs/benchmarks.md).
-    A run of few rows that finds no other in progress takes `lone_threads`, if they give the same bytes; the graph is
-    then in memory twice.
+    A lone run takes `lone_threads`, if they give the same bytes; the graph is then in memory twice.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, lone_threads: int = 1) -> None:
         self._manifest = manifest
         self._session = _session(folder / MODEL_FILE, 1)
         self._lone = _session(folder / MODEL_FILE, lone_threads) if lone_threads > 1 else None
-        self._counting = Lock()
-        self._running = 0
-        self._rows_of = manifest.features()[0].name
 
     @property
     def manifest(self) -> Manifest:
         """Description of the graph."""
         return self._manifest
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """The named outputs for time-major inputs (T, N, ...), lengths (N,) and states (L, N, H)."""
-        with self._counting:
-            alone = not self._running
-            self._running += 1
-        try:
-            session = self._session
-            if alone and self._lone is not None and feeds[self._rows_of].shape[BATCH_AXIS] <= LONE_ROWS_MAX:
-                session = self._lone
-            return cast("list[Array]", session.run(outputs, feeds))
-        finally:
-            with self._counting:
-                self._running -= 1
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Array], *, lone: bool = False) -> list[Array]:
+        """The named outputs for time-major inputs (T, N, ...), lengths (N,) and states (L, N, H).
+
+        With `lone`, which says that no other run is made meanwhile, it may take several threads.
+        """
+        session = self._session if self._lone is None or not lone else self._lone
+        return cast("list[Array]", session.run(outputs, feeds))
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """First runs, which allocate and pack, before a client waits for one."""
         wanted = [spec.name for spec in self._manifest.outputs] + [state.output for state in self._manifest.states]
         for size in batch_sizes:
             self._session.run(wanted, _feeds(self._manifest, size, timesteps=1))
-        for size in range(1, LONE_ROWS_MAX + 1):
+        for size in {*COMPARED_ROWS, *batch_sizes}:
             for timesteps in (1, min(8, self._manifest.chunk_timesteps_max)):
                 self._compare(wanted, _feeds(self._manifest, size, timesteps))
 

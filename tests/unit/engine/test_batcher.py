@@ -133,7 +133,7 @@ async def test_a_graph_that_gives_something_else_fails_its_run_alone() -> None:
     """Results that are not as the manifest says reach nobody, and the next run is made."""
     bench = Bench(held=False)
     run = bench.model.run
-    bench.model.run = lambda outputs, feeds: run(outputs, feeds)[:1]
+    bench.model.run = lambda outputs, feeds, *, lone=False: run(outputs, feeds)[:1]
     with pytest.raises(ModelFailure):
         await bench.ask(1)
     bench.model.run = run
@@ -161,6 +161,29 @@ async def test_a_row_that_holds_no_number_is_refused_before_it_is_run() -> None:
     assert bench.model.batch_sizes == [2]
     with pytest.raises(InvalidInput):
         await bench.ask(float("inf"))
+
+
+async def test_small_runs_are_made_one_after_the_other_and_large_ones_overlap() -> None:
+    """What comes during a small run joins the next, even where a thread is idle; a large run leaves room beside it."""
+    limits = BatchLimits(lone_cells_max=2, padding_max=0)
+    bench = Bench(limits)
+    bench.batcher = Batcher(bench.model, limits, bench.clock, NoEvents(), bench.executor, threads=2)
+    small = [bench.ask(1)]
+    await turns()
+    small += [bench.ask(2), bench.ask(3)]
+    await turns()
+    assert bench.executor.held == 1
+    bench.executor.release()
+    await turns()
+    assert bench.executor.held == 1
+    large = [bench.ask(1, 1, 1), bench.ask(*[2] * 9)]
+    bench.executor.release()
+    await turns()
+    assert bench.executor.held == 2
+    bench.executor.release()
+    bench.executor.release()
+    assert [total(result) for result in await asyncio.gather(*small, *large)] == [1, 2, 3, 3, 18]
+    assert bench.model.batch_sizes == [1, 2, 1, 1]
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
@@ -222,9 +245,9 @@ async def test_a_short_run_is_not_handed_over() -> None:
     bench = Bench(BatchLimits(inline_s_max=0.001))
     run, takes_s = bench.model.run, 0.0
 
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **options: Any) -> Any:
         bench.clock.advance(takes_s)
-        return run(*arguments)
+        return run(*arguments, **options)
 
     bench.model.run = timed  # type: ignore[method-assign]
     unknown = bench.ask(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from models.common.manifest import load_manifest
 from services.runtime.config import Settings
 from services.runtime.engine.collate import output_names
-from services.runtime.model.session import LONE_ROWS_MAX, OnnxModel
+from services.runtime.model.session import OnnxModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,20 +28,16 @@ def feeds(rows: int, timesteps: int = 3) -> dict[str, Any]:
 
 
 class Watched:
-    """A session that counts its runs, and may be held or give other bits."""
+    """A session that counts its runs, and may give other bits."""
 
     def __init__(self, inner: Any, *, error: float = 0.0) -> None:
         self._inner = inner
         self._error = error
         self.runs = 0
-        self.entered, self.go_on = threading.Event(), threading.Event()
-        self.go_on.set()
 
     def run(self, names: Sequence[str], given: Mapping[str, Any]) -> list[Any]:
         """As that of ONNX Runtime."""
         self.runs += 1
-        self.entered.set()
-        assert self.go_on.wait(30)
         return [array + np.asarray(self._error, array.dtype) for array in self._inner.run(names, given)]
 
 
@@ -54,46 +49,22 @@ def watched(*, error: float = 0.0) -> tuple[OnnxModel, Watched, Watched]:
     return model, one, several
 
 
-def test_a_small_run_that_is_alone_takes_several_threads() -> None:
-    """Nobody else needs the processors then; a larger run keeps to one thread, so that others find one too."""
+def test_only_a_lone_run_takes_several_threads() -> None:
+    """Runs that overlap keep to one thread each, so that each finds one."""
     model, one, several = watched()
-    model.run(NAMES, feeds(LONE_ROWS_MAX))
+    model.run(NAMES, feeds(2), lone=True)
     assert (one.runs, several.runs) == (0, 1)
-    model.run(NAMES, feeds(LONE_ROWS_MAX + 1))
+    model.run(NAMES, feeds(2))
     assert (one.runs, several.runs) == (1, 1)
-
-
-def test_a_run_beside_another_takes_one_thread() -> None:
-    """While a run is in progress the next has a thread of its own, and after both are done a lone one has all again."""
-    model, one, several = watched()
-    several.go_on.clear()
-    first = threading.Thread(target=model.run, args=(NAMES, feeds(1)))
-    first.start()
-    assert several.entered.wait(30)
-    model.run(NAMES, feeds(1))
-    assert (one.runs, several.runs) == (1, 1)
-    several.go_on.set()
-    first.join()
-    model.run(NAMES, feeds(1))
-    assert (one.runs, several.runs) == (1, 2)
-
-
-def test_a_run_that_fails_is_not_in_progress_any_more() -> None:
-    """After an error a lone run is alone."""
-    model, _, several = watched()
-    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
-        model.run(NAMES, {**feeds(1), "lengths": np.zeros((1, 1), dtype=np.int32)})
-    model.run(NAMES, feeds(1))
-    assert several.runs == 2
 
 
 @pytest.mark.parametrize("timesteps", [1, 7])
 def test_several_threads_give_the_same_bytes(timesteps: int) -> None:
     """A reply does not show whether its run was alone."""
     plain, model = OnnxModel(FOLDER, MANIFEST), OnnxModel(FOLDER, MANIFEST, lone_threads=2)
-    for rows in range(1, LONE_ROWS_MAX + 1):
+    for rows in (1, 2, 3, 16, 64):
         given = feeds(rows, timesteps)
-        pairs = zip(plain.run(NAMES, given), model.run(NAMES, given), strict=True)
+        pairs = zip(plain.run(NAMES, given), model.run(NAMES, given, lone=True), strict=True)
         assert all(a.tobytes() == b.tobytes() for a, b in pairs)
 
 
@@ -102,6 +73,6 @@ def test_where_bits_differ_each_run_takes_one_thread() -> None:
     model, one, several = watched(error=1e-6)
     model.warm_up([1])
     seen = several.runs
-    model.run(NAMES, feeds(1))
+    model.run(NAMES, feeds(1), lone=True)
     assert several.runs == seen > 0
     assert one.runs
