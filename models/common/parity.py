@@ -38,7 +38,7 @@ Draw = Callable[[np.random.Generator, int], Features]
 """Random features of one sequence of T timesteps."""
 _PIECES = (1, 1, 2, 5, 17, 64)
 """Lengths of chunks; short ones are what a live stream sends."""
-_REFERENCE_ROWS = 4
+_REFERENCE_ROWS = 2
 """How many sequences of each batch are run through torch, one at a time."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,9 @@ def build(net: nn.Module, example: Example, draw: Drawer, state: Tree, outputs: 
         ]
     streamed = Streamed(forward, carrier, [*declared, *inner], specs, keep)
     taken = streamed.signature().taken()
+    if outputs is None:  # a name that is not the caller's may be another
+        specs = [replace(spec, name=f"{spec.name}_out") if spec.name in taken else spec for spec in specs]
+        streamed.outputs = tuple(specs)
     if clash := [spec.name for spec in specs if spec.name in taken]:
         raise ExportError(f"outputs: {clash[0]} is the name of an input; name the outputs otherwise with outputs=...")
     return streamed

@@ -36,7 +36,15 @@ class Forward:
         self.net = net
         self.example = example
         self.slots = tuple(slots)
-        self.states = [leaf for slot in slots for leaf in leaves(slot.tree, slot.name)]
+        self.states = [leaf for slot in slots for leaf in self._named(slot)]
+
+    def _named(self, slot: Slot) -> list[tuple[str, Tensor]]:
+        """The tensors of a slot by name; a pair in a network with an LSTM is its h and c."""
+        found = leaves(slot.tree, slot.name)
+        pair = isinstance(slot.tree, tuple | list) and not has_fields(slot.tree) and len(found) == len("hc")
+        if pair and any(isinstance(layer, nn.LSTM | nn.LSTMCell) for layer in self.net.modules()):
+            return [(f"{slot.name}.{part}", tensor) for part, (_, tensor) in zip("hc", found, strict=True)]
+        return found
 
     def __call__(
         self, native: Mapping[str, Tensor], states: Sequence[Tensor]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ from models.common.export.write import Exported, describe, put_files, write_arte
 from models.common.parity import Draw, Features, ParityReport, Step, check_parity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Literal, Unpack
 
@@ -78,7 +79,7 @@ def export(  # noqa: PLR0913 - every one but the first two is by name, and has a
     if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - not everybody checks types
         raise ExportError(f"module: {type(module).__name__}, but a torch.nn.Module is needed")
     layout = _layout(module, batch_first=batch_first, cell=cell)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _one_thread(), warnings.catch_warnings():
         # Which library computes it in torch; the graph has operations of its own.
         warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
         read = read_example(module, example, layout)
@@ -100,6 +101,17 @@ def export(  # noqa: PLR0913 - every one but the first two is by name, and has a
     if echo is not None:
         echo(str(exported))
     return exported
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """Sequences are run one by one here: more threads only wait for one another, long where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _layout(module: nn.Module, *, batch_first: bool, cell: bool) -> Layout:

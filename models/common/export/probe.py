@@ -22,8 +22,8 @@ _ROWS, _CUT = 3, 7
 _PIECES = (slice(0, 5), slice(5, 6), slice(6, TIMESTEPS))
 
 _TWICE = (
-    "differs by {0:.3g} between two runs of the same input, so a step could not be repeated; something is random "
-    "though the network is in eval mode"
+    "differs by {0:.3g} between two runs of the same input, so a step could not be repeated; something is random, "
+    "or kept from run to run, though the network is in eval mode"
 )
 _MATES = (
     "changes by {0:.3g} with the other rows of the batch, but sequences that share a run must not see one another; "

@@ -58,14 +58,15 @@ def scan_around(step: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
         body=_body(inner, signature, lengths),
         num_scan_inputs=len(scanned) + 1,
     )
-    nodes += [scan, *_last_rows(signature, lengths)]
+    ends = _last_rows(signature, lengths)
+    nodes += [scan, *ends]
     graph = helper.make_graph(
         nodes,
         "streamed",
         [_value(name, dtype, dims) for name, (dtype, dims) in signature.taken().items()],
         [_value(name, dtype, dims) for name, (dtype, dims) in signature.given().items()],
         # Outside the body: a subgraph sees them, and ONNX Runtime packs them once.
-        [*inner.initializer, *_constants(), *end_constants(_ENDS)],
+        [*inner.initializer, *_constants(), *(end_constants(_ENDS) if ends else [])],
     )
     model = helper.make_model(graph, opset_imports=step.opset_import, ir_version=step.ir_version)
     check_signature(model, signature)

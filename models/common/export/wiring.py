@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 import onnxruntime
@@ -106,7 +106,11 @@ def check_signature(model: onnx.ModelProto, signature: Signature) -> None:
     """
     try:
         onnx.checker.check_model(model, full_check=True)
-        session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        options = cast("Any", onnxruntime.SessionOptions())
+        options.log_severity_level = 4  # what fails is raised as well
+        session: Any = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # ONNX Runtime has no class for all that it raises
         raise ExportError(f"the graph: does not load: {str(error).splitlines()[0]}") from error
     for what, wanted, found in (

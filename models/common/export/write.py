@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import onnx
 from pydantic import ValidationError
 
 from models.common.export.errors import ExportError
@@ -101,7 +102,7 @@ def write_artefact(
         made.mkdir()
         try:
             manifest, report = make(made)
-            refuse(report, allow_inexact=allow_inexact)
+            refuse(report, allow_inexact=allow_inexact, suspects=inexact_operations(made / MODEL_FILE))
         except BaseException:
             shutil.rmtree(kept)
             with contextlib.suppress(OSError):  # not empty: it has other versions
@@ -116,8 +117,8 @@ def write_artefact(
     return manifest, report
 
 
-def refuse(report: ParityReport, *, allow_inexact: bool) -> None:
-    """Raise ExportError where a report does not allow a network to be served."""
+def refuse(report: ParityReport, *, allow_inexact: bool, suspects: Sequence[str] = ()) -> None:
+    """Raise ExportError where a report does not allow a network to be served; ``suspects`` are named for it."""
     limit = report.torch_tolerance
     ahead = [output.name for output in report.outputs if output.causal is False]
     if ahead:
@@ -134,8 +135,31 @@ def refuse(report: ParityReport, *, allow_inexact: bool) -> None:
     if not report.exact and not allow_inexact:
         off = max(report.batched_difference_max, report.chunked_difference_max)
         how = "the batch" if not report.batched_equal else "the chunks"
+        by = f"; operations that are known for it are here: {', '.join(suspects)}" if suspects else ""
         raise ExportError(
-            f"the exported graph: the last bits of an answer depend on {how} that it is computed in (by {off:.3g}); a "
-            "step that is repeated elsewhere could get another answer. allow_inexact=True accepts it, and the manifest "
-            "says so"
+            f"the exported graph: the last bits of an answer depend on {how} that it is computed in (by {off:.3g}), so "
+            f"a step that is repeated elsewhere could get another answer{by}. allow_inexact=True accepts it, and the "
+            "manifest says so"
         )
+
+
+_INEXACT = {
+    *("RNN", "ReduceSum", "ReduceMean", "Einsum", "Softplus"),
+    *("Elu", "Selu", "Celu", "Log", "Sin", "Cos", "Asin", "Atan"),
+}
+"""Measured with ONNX Runtime 1.32: docs/export.md."""
+
+
+def inexact_operations(model: Path) -> list[str]:
+    """Operations of a file whose last bits, in ONNX Runtime, depend on where in memory a row lies."""
+    names: set[str] = set()
+
+    def visit(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            names.add(node.op_type)
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    visit(attribute.g)
+
+    visit(onnx.load(model).graph)
+    return sorted(names & _INEXACT)
