@@ -137,8 +137,8 @@ MUTANTS = {
     ),
     "requests for one sequence are not taken one by one": Mutant(
         "services.runtime.sequences.lanes",
-        "            await self._lock.acquire()\n",
-        "            self._lock = asyncio.Lock()\n            await self._lock.acquire()\n",
+        "        waiting = self._waiting.get(name)\n        if waiting is None:\n",
+        "        waiting = self._waiting.get(name)\n        if True:\n",
     ),
     "the store compares epochs alone": Mutant(
         "services.runtime.state.memory",

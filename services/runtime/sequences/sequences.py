@@ -85,12 +85,14 @@ class Sequences:
         Raises:
             StatestreamError: the sequence stands where it stood.
         """
+        await self._lanes.enter(name)
         try:
-            async with self._lanes.alone(name):
-                return await self._attempt(name, request, fold)
+            return await self._attempt(name, request, fold)
         except SequenceError as error:
             self._events.step_refused(name.model, error.reason)
             raise
+        finally:
+            self._lanes.leave(name)
 
     async def take_up(
         self,
