@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -45,15 +46,20 @@ def free_address() -> str:
 
 
 class Stack:
-    """What `docker compose up` starts."""
+    """What `docker compose up` starts. `models` is the folder of models of the user's own."""
 
     def __init__(self) -> None:
         self.gateway = free_address()
         self.prometheus = free_address()
+        # The containers read it as another user.
+        self._folder = tempfile.TemporaryDirectory(prefix="statestream-models-")
+        self.models = Path(self._folder.name)
+        self.models.chmod(0o755)
         self._environment = os.environ | {
             "GATEWAY_ADDRESS": self.gateway,
             "PROMETHEUS_ADDRESS": self.prometheus,
             "STATESTREAM_VERSION": "test",
+            "MODELS": str(self.models),
         }
 
     def compose(self, *arguments: str, seconds: float = COMMAND_S_MAX) -> str:
@@ -89,6 +95,7 @@ class Stack:
     def down(self) -> None:
         """Removes containers, networks and volumes."""
         self.compose("down", "--volumes", "--timeout", "5")
+        self._folder.cleanup()
 
     def containers(self, service: str = "", *, every: bool = False) -> list[str]:
         """Ids of the running containers of a service, or of all; with `every`, of those that have exited too."""
@@ -107,10 +114,7 @@ class Stack:
 
     def metric(self, container: str, name: str, **labels: str) -> float:
         """Sum of a metric over its series that have these labels, as a replica tells it itself."""
-        script = (
-            "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics', timeout=5).read().decode())"
-        )
-        text = self.docker("exec", container, "python", "-c", script)
+        text = self.docker("exec", container, "python", "-c", READ_METRICS)
         return sum(
             sample.value
             for family in text_string_to_metric_families(text)
@@ -125,6 +129,10 @@ class Stack:
             answer = json.load(response)
         assert answer["status"] == "success"
         return answer["data"]
+
+    def healthy(self, service: str) -> float:
+        """Replicas of a service that the gateway sends calls to, as Prometheus has heard last."""
+        return self.value(f'envoy_cluster_membership_healthy{{envoy_cluster_name="{service}"}}')
 
     def value(self, expression: str) -> float:
         """Value of an expression that gives one number; 0 where it gives none."""

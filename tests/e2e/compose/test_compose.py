@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
-from statestream import Client, SentimentUpdate
 
 from tests.e2e.compose.stack import ROOT, UP_S_MAX, Stack, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+    from statestream import Client, SentimentUpdate
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(UP_S_MAX + 180)]
 
@@ -26,36 +27,6 @@ REVIEW = (
     "speak, and what follows is the funniest, saddest hour I have spent in a cinema this year."
 )
 PIECES = [REVIEW[start : start + 17] for start in range(0, len(REVIEW), 17)]
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Stack]:
-    """Everything, built and healthy; gone afterwards, with all its data."""
-    stack = Stack()
-    try:
-        stack.up("--build")
-        yield stack
-    finally:
-        stack.down()
-
-
-@pytest.fixture
-def stack(running: Stack) -> Stack:
-    """Everything, with both replicas up and known to the gateway, whatever the test before has done to them."""
-    if len(running.containers("sentiment")) < 2:
-        running.up("--no-build")
-    wait_until(
-        lambda: running.value('envoy_cluster_membership_healthy{envoy_cluster_name="sentiment"}') == 2,
-        "the gateway has two healthy replicas",
-    )
-    return running
-
-
-@pytest.fixture
-def client(stack: Stack) -> Iterator[Client]:
-    """A client of the gateway."""
-    with Client(stack.gateway, timeout_s=30.0) as client:
-        yield client
 
 
 def told(updates: list[SentimentUpdate]) -> list[tuple[str, float, int, bool]]:
@@ -124,8 +95,7 @@ def test_a_sequence_outlives_its_replica(stack: Stack, client: Client, loss: str
     assert told(updates) == expected
     assert stack.metric(other, "statestream_stream_messages_total") > at_other
     wait_until(
-        lambda: stack.value('envoy_cluster_membership_healthy{envoy_cluster_name="sentiment"}') == 1,
-        "Prometheus sees, through the gateway, that one replica is left",
+        lambda: stack.healthy("sentiment") == 1, "Prometheus sees, through the gateway, that one replica is left"
     )
     wait_until(lambda: stack.value('count(up{job="sentiment"} == 1)') == 1, "Prometheus sees that one replica is left")
     if loss == "pause":
@@ -152,7 +122,7 @@ def test_a_sequence_outlives_redis(stack: Stack, client: Client) -> None:
 def test_prometheus_sees_everything(stack: Stack, client: Client) -> None:
     """Every service is scraped, its work shows, and every rule is evaluated without an error."""
     undisturbed(client)
-    for job, targets in {"sentiment": 2, "gateway": 1, "redis": 1, "prometheus": 1}.items():
+    for job, targets in {"sentiment": 2, "inference": 2, "gateway": 1, "redis": 1, "prometheus": 1}.items():
         wait_until(lambda j=job, n=targets: stack.value(f'count(up{{job="{j}"}} == 1)') == n, f"{job} is scraped")
     wait_until(lambda: stack.value("sum(statestream_stream_messages_total)") > len(PIECES), "steps are counted")
     wait_until(lambda: stack.value("sum(statestream_sequences_started_total)") > 0, "sequences are counted")
@@ -160,7 +130,8 @@ def test_prometheus_sees_everything(stack: Stack, client: Client) -> None:
         lambda: stack.value(f'sum(statestream_requests_total{{method="{STREAMING}", code="OK"}})') > 0,
         "calls are counted by method and code",
     )
-    assert stack.value('count(statestream_model_info{model="sentiment"})') == 2
+    assert stack.value('count(statestream_model_info{model="sentiment", job="sentiment"})') == 2
+    assert stack.value('count(statestream_model_info{model="sentiment", job="inference"})') == 2
     wait_until(lambda: stack.value("redis_up") == 1, "Redis answers its exporter")
     alerts = (RULES / "rules" / "alerts.yml").read_text()
     for name in sorted(set(re.findall(r"\b(?:redis|envoy)_[a-z_]+", alerts)) - {"envoy_cluster_name"}):
@@ -183,7 +154,7 @@ def test_the_rules_do_what_their_tests_say(stack: Stack) -> None:
 def test_no_container_has_more_rights_than_it_needs(stack: Stack) -> None:
     """Nobody is root or can become it, no root file system can be written, every container has its limits."""
     containers = stack.containers()
-    assert len(containers) == 6
+    assert len(containers) == 8
     for container in containers:
         facts = stack.inspect(container)
         name, host = facts["Name"], facts["HostConfig"]
@@ -196,9 +167,10 @@ def test_no_container_has_more_rights_than_it_needs(stack: Stack) -> None:
         assert host["LogConfig"]["Config"]["max-size"], name
 
 
-def test_the_image_holds_what_serves_and_no_more(stack: Stack) -> None:
+@pytest.mark.parametrize("service", ["sentiment", "inference"])
+def test_the_image_holds_what_serves_and_no_more(stack: Stack, service: str) -> None:
     """Neither torch nor onnx nor a test is in the image of a service."""
-    [replica, _] = stack.containers("sentiment")
+    [replica, _] = stack.containers(service)
     for package in ("torch", "onnx", "pytest", "tests"):
         answer = stack.refused("exec", replica, "python", "-c", f"import {package}")
         assert f"No module named '{package}'" in answer
