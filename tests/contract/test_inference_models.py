@@ -182,7 +182,8 @@ async def test_reflection_describes_what_is_served_here(server: Server) -> None:
     wanted = {"inference.GRPCInferenceService": "inference/grpc_service.proto"}
     wanted["statestream.inference.v1.InferenceService"] = "statestream/inference/v1/inference_service.proto"
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        plain: Any = channel  # the stubs know only the one of threads
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(plain)
         for symbol, file in wanted.items():
             asked_for = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
             (answer,) = [one async for one in stub.ServerReflectionInfo(iter([asked_for]))]
