@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from hpack import Decoder
@@ -16,7 +16,7 @@ from services.runtime.rpc.limits import Limits
 from services.runtime.rpc.server import RpcServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from services.runtime.rpc.call import Call
 
@@ -257,6 +257,6 @@ def message(stream_id: int, *contents: bytes, end: bool = False) -> bytes:
     return b"".join((*framed, frames.message(stream_id, contents[-1], end_stream=end)))
 
 
-def pairs(metadata: Sequence[Any]) -> list[tuple[str, Any]]:
+def pairs(metadata: Any) -> list[tuple[str, Any]]:
     """Metadata of any client as pairs."""
-    return [(str(key), value) for key, value in cast("Any", metadata)]
+    return [(str(key), value) for key, value in metadata]

@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
         """Takes no further call, lets those in progress finish, and then closes."""
         self.reader.leave()
         if not self.reader.calls:
-            self._linger()
+            self._close(ErrorCode.NO_ERROR, "")
 
     def stop(self) -> None:
         """Ends all calls, with a status, and closes."""
@@ -105,12 +105,13 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         outbox = self.reader.outbox
-        outbox.put(frames.goaway(self.reader.latest, code, reason.encode()))
+        if code or not self.reader.leaving:
+            outbox.put(frames.goaway(self.reader.latest, code, reason.encode()))
         outbox.flush()
         self.reader.on_idle = lambda: None
         self._forget()
         transport.close()
-        self._later(self._limits.linger_s, self.abort)
+        self._later(self._limits.close_s, self.abort)
 
     def _forget(self) -> None:
         for call in tuple(self.reader.calls.values()):

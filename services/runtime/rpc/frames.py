@@ -159,6 +159,19 @@ def message(stream_id: int, content: bytes, *, end_stream: bool = False, compres
     return MESSAGE_HEAD.pack(size >> 8, size & 0xFF, 0, flags, stream_id, compressed, len(content)) + content
 
 
+def unpadded(flags: int, payload: bytes) -> bytes:
+    """What a DATA or HEADERS frame holds beside its padding.
+
+    Raises:
+        ConnectionFault: it is padded with more than there is.
+    """
+    if not flags & PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than there is room for")
+    return payload[1 : len(payload) - payload[0]]
+
+
 def split(data: bytes) -> tuple[list[tuple[int, int, int, bytes]], bytes]:
     """The whole frames in `data`, as (kind, flags, stream, payload), and what is left. For tools and tests."""
     found: list[tuple[int, int, int, bytes]] = []

@@ -23,7 +23,8 @@ class Limits:
         keepalive_timeout_s: seconds that it then has to say something.
         handshake_s: seconds from the connection to the first settings.
         stall_s: seconds that a reply waits for the peer to make room; then its call is ended.
-        linger_s: seconds that a peer has to leave after the last call, once it was told that the server stops.
+        linger_s: seconds that a peer has to leave after its last call, once it was told that the server stops.
+        close_s: seconds that a connection has to take what was still to be sent, and a handler to come to its end.
         control_frames_max: frames a second that carry no message, beside a few for each message.
         resets_max: calls a second that a peer may open and reset again within a second.
     """
@@ -42,6 +43,7 @@ class Limits:
     keepalive_timeout_s: float = 20.0
     handshake_s: float = 20.0
     stall_s: float = 300.0
-    linger_s: float = 1.0
+    linger_s: float = 0.2
+    close_s: float = 1.0
     control_frames_max: int = 2000
     resets_max: int = 500

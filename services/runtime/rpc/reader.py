@@ -204,10 +204,14 @@ class Reader:
             if len(payload) < frames.HEAD_BYTES:
                 self.guard.control()
             return  # it was on its way when the call ended
-        content = _unpadded(flags, payload)
-        if padding := len(payload) - len(content):
-            call.window -= padding
-            call.give_back(padding)
+        content = frames.unpadded(flags, payload)
+        padding = len(payload) - len(content)
+        if padding and not call.ended:
+            # At once: a message larger than the window was promised all the room that it still needs.
+            if padding > call.window:
+                call.reset(ErrorCode.FLOW_CONTROL_ERROR)
+                return
+            self.outbox.put(frames.window_update(stream_id, padding))
         call.receive(content, 0, len(content))
         if flags & frames.END_STREAM:
             call.end()
@@ -215,7 +219,7 @@ class Reader:
     def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id % 2:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that no client may open")
-        block = _unpadded(flags, payload)
+        block = frames.unpadded(flags, payload)
         if flags & frames.PRIORITY:
             block = block[5:]
         self._block_flags, self._block_stream = flags, stream_id
@@ -388,11 +392,3 @@ class Reader:
     def _known(self, stream_id: int) -> None:
         if not stream_id or stream_id > self.latest:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream that nobody opened")
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    if not flags & frames.PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "more padding than there is room for")
-    return payload[1 : len(payload) - payload[0]]

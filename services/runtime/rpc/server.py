@@ -70,9 +70,10 @@ class RpcServer:
     # Addresses and connections.
 
     def listen(self, address: str, *, reuse_port: bool = False, ssl: ssl.SSLContext | None = None) -> int:
-        """Binds `host:port` (port 0: a free one; host [::]: of both families) and gives the port.
+        """Takes `host:port` (port 0: a free one; host [::]: of both families) and gives the port.
 
-        With an `ssl` context connections are encrypted; one that asks for certificates makes clients show theirs.
+        Who connects waits until `start`. With an `ssl` context connections are encrypted; one that asks for
+        certificates makes clients show theirs.
 
         Raises:
             OSError: the address cannot be had.
@@ -90,6 +91,7 @@ class RpcServer:
                 if family == socket.AF_INET6:
                     bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host not in {"[::]", "::"})
                 bound.bind((found[0], port, *found[2:]))
+                bound.listen(BACKLOG)  # until then another may bind the same address
             except OSError:
                 bound.close()
                 raise
@@ -111,7 +113,7 @@ class RpcServer:
                     ssl=context,
                     backlog=BACKLOG,
                     ssl_handshake_timeout=limits.handshake_s if context is not None else None,
-                    ssl_shutdown_timeout=limits.linger_s if context is not None else None,
+                    ssl_shutdown_timeout=limits.close_s if context is not None else None,
                 )
             )
 
@@ -129,11 +131,11 @@ class RpcServer:
         if not await self._left(grace_s):
             for connection in tuple(self._connections):
                 connection.stop()
-            if not await self._left(self._limits.linger_s):
+            if not await self._left(self._limits.close_s):
                 for connection in tuple(self._connections):
                     connection.abort()
         if tasks:
-            await asyncio.wait(tasks, timeout=self._limits.linger_s)
+            await asyncio.wait(tasks, timeout=self._limits.close_s)
 
     async def _left(self, timeout_s: float) -> bool:
         try:

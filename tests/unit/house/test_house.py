@@ -32,6 +32,7 @@ ROOMS = {
         "tests/chaos/*": "faults on real processes come at times drawn from a seed, and the load keeps its pace",
         "tests/simulation/*": "virtual time",
         "tests/kit/ahead.py": "virtual time",
+        "tests/unit/rpc/*": "virtual time",
         "tests/unit/repository/*": "virtual time",
         "tests/unit/sequences/test_heads.py": "virtual time",
         "tests/unit/sequences/test_losses.py": "virtual time",
