@@ -47,10 +47,18 @@ def process(*command: str, **settings: str) -> Generator[Process]:
         running.wait()
 
 
+def threads_seconds(pid: int) -> dict[int, float]:
+    """User and system time so far of each thread of a process; its event loop is in the thread `pid`."""
+    seconds: dict[int, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "stat").read_text().rpartition(") ")[2].split()
+        seconds[int(task.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(threads_seconds(pid).values())
 
 
 def one_load(
