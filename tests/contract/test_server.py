@@ -256,8 +256,9 @@ async def test_a_failing_model_is_told_without_its_text(capsys: pytest.CaptureFi
     async with running() as server, stub_of(server) as stub:
         await replies(stub, config("s", start=True), piece("It ", step=0))
         (model,) = server._catalogue
-        run = model.batcher._run_together
-        model.batcher._run_together = lambda rows, look: (_ for _ in ()).throw(RuntimeError(SENT))  # type: ignore[method-assign]
+        network = model.batcher._model
+        run = network.run
+        network.run = lambda *_, **__: (_ for _ in ()).throw(RuntimeError(SENT))  # type: ignore[method-assign]
         call = stub.StreamingClassify()
         await call.write(config("s"))
         await call.write(piece("is ", step=1))
@@ -265,7 +266,7 @@ async def test_a_failing_model_is_told_without_its_text(capsys: pytest.CaptureFi
             await call.read()
         assert told(caught.value)[:2] == ("INTERNAL", "MODEL_FAILURE")
         assert SENT not in str(caught.value)
-        model.batcher._run_together = run  # type: ignore[method-assign]
+        network.run = run  # type: ignore[method-assign]
         (reply,) = await replies(stub, config("s"), piece("is ", step=1))
         assert reply.header.step == 1
     captured = capsys.readouterr()

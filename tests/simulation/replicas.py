@@ -119,10 +119,10 @@ class Replica:
             Violation: something has.
         """
         engine: Any = self.sequences
-        users = [lane.users for lane in engine._lanes._lanes.values()]
+        waiting = [len(waiters) for waiters in engine._lanes._waiting.values()]
         bounds = (
             ("heads", len(engine._heads), self._policy.heads_max),
-            ("requests for one sequence", max(users, default=0), self._policy.waiters_max + 1),
+            ("requests that wait for one sequence", max(waiting, default=0), self._policy.waiters_max),
             ("cached records", len(engine._commits.cache), self._cache_max),
             ("steps in the queue", self._queued(), QUEUE_MAX),
         )
