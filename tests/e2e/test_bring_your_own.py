@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from codeop import compile_command
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_the_network_is_worth_serving(outputs: dict[Block, str]) -> None:
     assert first[0] < last[0] / 2
     assert first[2] < first[1] / 1.5, "after fifty guesses it is hardly better than in the first five"
     assert second[0] < first[0]
+
+
+@pytest.mark.parametrize("block", [block for block in RUN if not block.command], ids=lambda block: f"line-{block.line}")
+def test_a_block_can_be_pasted(block: Block) -> None:
+    """Into a plain Python session as well, where a blank line ends a statement, and only that."""
+    waiting: list[str] = []
+    for line in [*block.code.splitlines(), ""]:
+        waiting.append(line)
+        if compile_command("\n".join(waiting)) is not None:
+            waiting.clear()
+    assert not any(waiting)
 
 
 def test_the_prose_has_no_figures_of_its_own() -> None:
