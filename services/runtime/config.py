@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     batch_delay_ms_max: float = Field(default=0.0, ge=0, le=1000, description="Longest wait for batch-mates; 0: none")
     queue_max: PositiveInt = Field(default=1024, description="Steps that may wait for a run, per model")
     inline_run_us_max: float = Field(
-        default=1500.0,
+        default=3000.0,
         ge=0,
         description="Runs expected to be shorter, in microseconds, take no thread; 0: all take one",
     )
