@@ -199,8 +199,8 @@ class Repository:
             raise ModelControlDisabled(f"the control mode is {self._mode}: models are not loaded and unloaded by calls")
 
     async def _look(self) -> None:
-        self._seen = await self._offload.run(partial(scan, self._settings.artefacts, self._names))
-        for folder in sorted(self._seen.unread):
+        before, self._seen = self._seen, await self._offload.run(partial(scan, self._settings.artefacts, self._names))
+        for folder in sorted(self._seen.unread - before.unread):
             _log.warning("folder of models cannot be read; what was found in it stays", folder=str(folder))
         self._shelf.note(self._seen)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import structlog
 
 from services.runtime.core.errors import ModelVersionGone, UnknownModel
 from tests.kit.executors import HeldExecutor
@@ -295,6 +296,26 @@ def test_a_folder_that_cannot_be_read_takes_nothing_away(tmp_path: Path) -> None
         assert bench.newest() == "2"
 
     play(scenario)
+
+
+def test_a_folder_that_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+    """However often it is looked at; and again when it could be read in between."""
+    folders = Folders(tmp_path / "models")
+    folders.add("1")
+
+    async def scenario(make: Make) -> None:
+        bench = make(folders.root, **POLLED)
+        await bench.repository.start(TOY)
+        for times in (1, 2):
+            shutil.move(folders.root, tmp_path / "away")
+            for _ in range(3):
+                await polled()
+            shutil.move(tmp_path / "away", folders.root)
+            await polled()
+            assert [log["log_level"] for log in logs if "folder" in log] == ["warning"] * times
+
+    with structlog.testing.capture_logs() as logs:
+        play(scenario)
 
 
 def test_a_model_that_is_taken_away_makes_nobody_unready(tmp_path: Path) -> None:
