@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Tensor = npt.NDArray[np.generic] | memoryview | bytes | bytearray
+    Tensor = npt.NDArray[np.generic] | memoryview[Any] | bytes | bytearray
 
 _PREFIX = "DATA_TYPE_"
 
