@@ -33,6 +33,7 @@ def outputs(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[Bl
     clean = {name: value for name, value in os.environ.items() if not name.startswith("STATESTREAM_")}
     env = {
         **clean,
+        "OMP_NUM_THREADS": "1",  # threads of torch wait long for one another where the machine is busy
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "STATESTREAM_ADDRESS": address,
         "STATESTREAM_LISTEN": address,
