@@ -140,6 +140,13 @@ class Settings(BaseSettings):
     batch_size_max: PositiveInt = Field(default=64, description="Sequences in one run")
     batch_cells_max: PositiveInt = Field(default=4096, description="Timesteps times sequences in one run")
     batch_delay_ms_max: float = Field(default=0.0, ge=0, le=1000, description="Longest wait for batch-mates; 0: none")
+    gather_us_max: float = Field(
+        default=1000.0,
+        ge=0,
+        le=10_000,
+        description="Longest wait, in microseconds, for sequences that took part in the small runs just before, but "
+        "not longer than half a run; an idle model waits for nobody",
+    )
     queue_max: PositiveInt = Field(default=1024, description="Steps that may wait for a run, per model")
     inline_run_us_max: float = Field(
         default=3000.0,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SMOOTHING = 0.1
 """Weight of the latest run in how long the next one of its size is expected to take."""
 
+LULL_S = 0.01
+"""After so long without a run nobody is expected to come again at once."""
+
 HEALTH_EVERY = 256
 """Runs between two looks at the states; a look costs about as much as stacking them."""
 
@@ -130,6 +133,8 @@ class Batcher:
         self._expected_s: dict[int, float] = {}  # by size of the run: some twenty of them
         self._delayed = False
         self._lone = False
+        self._usual = 0.0
+        self._ran_at = 0.0
         self._runs = 0
         self._closed = False
 
@@ -188,13 +193,18 @@ class Batcher:
         self.statistics.failed.add(1, self._clock.monotonic() - entry.admitted)
         _fail(entry, DeadlineExpired(_TOO_LATE))
 
+    @property
+    def _gathered(self) -> bool:
+        """True if as many wait as lately took part in a lone run; those that overlap wait for nobody."""
+        return not self._limits.gather_s_max or len(self._scheduler) >= self._usual
+
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._idle_threads or self._lone:
             return
         if self._wake_up is not None:
-            if not (self._delayed and self._scheduler.full):
+            if not (self._delayed and (self._scheduler.full or self._gathered)):
                 return
-            self._wake_up.cancel()  # it would wait for batch-mates that no longer fit
+            self._wake_up.cancel()  # it would wait for batch-mates that no longer fit, or are all here
         self._delayed = False
         self._wake_up = loop.call_soon(self._launch, loop)
 
@@ -203,7 +213,9 @@ class Batcher:
         due, now = self._scheduler.due_at(), self._clock.monotonic()
         if due is None or self._lone:
             return
-        if due > now:
+        if not (self._gathered or now - self._ran_at > LULL_S):
+            due += min(self._limits.gather_s_max, self._scheduler.run_s / 2)
+        if due > now and not self._scheduler.full:
             self._delayed = True
             self._wake_up = loop.call_later(due - now, self._launch, loop)
             return
@@ -317,6 +329,9 @@ class Batcher:
     def _settle(self, job: _Job, ran: _Ran, answers: list[_Answer]) -> None:
         known = self._expected_s.get(job.size, ran.run_s)
         self._expected_s[job.size] = known + SMOOTHING * (ran.run_s - known)
+        usual = len(job.entries) if job.cells <= self._limits.lone_cells_max else 0
+        self._usual = max(usual, self._usual * (1 - SMOOTHING))
+        self._ran_at = self._clock.monotonic()
         self._scheduler.run_s += SMOOTHING * (ran.run_s - self._scheduler.run_s)
         failures = 0
         for entry, answer in zip(job.entries, answers, strict=True):

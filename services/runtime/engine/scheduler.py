@@ -30,6 +30,8 @@ class BatchLimits:
             long a run keeps others waiting.
         queue_max: steps that may wait; one more is refused.
         delay_s_max: longest wait of a step for batch-mates; 0 lets an idle model run at once.
+        gather_s_max: longest wait for those who took part in the small runs just before and have not come again yet,
+            but not longer than half a run; a model that is alone with one sequence, or was idle, adds none.
         padding_max: timesteps by which a row may be padded (or by its own length, if that is more), so that a short
             chunk is not held up by a long one.
         inline_s_max: runs expected to take less are run by the event loop itself; 0 hands all to a thread.
@@ -41,6 +43,7 @@ class BatchLimits:
     cells_max: int = 4096
     queue_max: int = 1024
     delay_s_max: float = 0.0
+    gather_s_max: float = 0.0
     padding_max: int = 16
     inline_s_max: float = 0.0
     lone_cells_max: int = 64

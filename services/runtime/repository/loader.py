@@ -148,6 +148,7 @@ class Loader:
             cells_max=serving.batch_cells_max or settings.batch_cells_max,
             queue_max=serving.queue_max or settings.queue_max,
             delay_s_max=delay_ms / 1000,
+            gather_s_max=settings.gather_us_max / 1e6,
             inline_s_max=settings.inline_run_us_max / 1e6,
         )
         given = serving.model_dump(include={"durability", "idle_timeout_s", "lifetime_s"}, exclude_none=True)
