@@ -208,7 +208,8 @@ async def test_streams_outlive_their_replica(redis_url: str, how: str) -> None:
         finals = [await stream.end() for stream in streams]
     assert any(stream.stats.reconnects for stream in streams)
     assert any(stream.stats.replayed_steps for stream in streams) == (how == "kill")
-    assert any(stream.stats.go_aways for stream in streams) == (how == "terminate")
+    if how == "kill":  # whoever was just sending when its replica left may have heard only that the connection broke
+        assert not any(stream.stats.go_aways for stream in streams)
     assert not any(stream.stats.losses for stream in streams)
     assert {bits(final.sentiment) for final in finals} == {bits(whole)}
     assert {final.header.step for final in finals} == {len(words)}

@@ -128,7 +128,7 @@ class Link:
             call = await self._connect(ends=pending.ends)
             if not self.buffer.admits(pending.size):
                 raise GiveUp(buffer_full(self.buffer))
-        await _write(call, pending.request)
+        await self._write(call, pending.request)
         response = await self._read(call)
         header = self._wire.header(response)
         self._check(header, pending.step)
@@ -178,7 +178,7 @@ class Link:
         if call is None:
             # Until the first reply is here the start is repeated, with its key.
             call = self._open()
-            await _write(call, self._wire.config(self._start_config()))
+            await self._write(call, self._wire.config(self._start_config()))
             if len(self.buffer):
                 await self._replay(call, self.buffer.since(0)[:1])
                 self.drop()
@@ -228,7 +228,7 @@ class Link:
             next_step=self.buffer.next_step,
             history_digest=self.buffer.digest_before(self.buffer.next_step),
         )
-        await _write(call, self._wire.config(config))
+        await self._write(call, self._wire.config(config))
         return call, self._wire.header(await self._read(call))
 
     async def _replay(self, call: Call, steps: list[HeldStep]) -> None:
@@ -238,7 +238,7 @@ class Link:
             while sent < len(steps) and (
                 sent == answered or (sent - answered < AHEAD_STEPS and ahead_bytes + steps[sent].size <= AHEAD_BYTES)
             ):
-                await _write(call, steps[sent].request)
+                await self._write(call, steps[sent].request)
                 ahead_bytes += steps[sent].size
                 sent += 1
             header = self._wire.header(await self._read(call))
@@ -263,13 +263,23 @@ class Link:
             with grpc_errors():
                 reply = await call.read()
         except Draining:
-            if self._answered:
-                self.stats = replace(self.stats, go_aways=self.stats.go_aways + 1)
+            self._go_away()
             raise
         if reply is aio.EOF:
             raise Unavailable("the server closed the stream before it replied")
         self._answered = True
         return reply
+
+    async def _write(self, call: Call, message: Message) -> None:
+        try:
+            await _write(call, message)
+        except Draining:  # the call had ended before this was sent
+            self._go_away()
+            raise
+
+    def _go_away(self) -> None:
+        if self._answered:
+            self.stats = replace(self.stats, go_aways=self.stats.go_aways + 1)
 
     def _start_config(self) -> SequenceConfig:
         return SequenceConfig(

@@ -43,7 +43,7 @@ class Limits:
     keepalive_timeout_s: float = 20.0
     handshake_s: float = 20.0
     stall_s: float = 300.0
-    linger_s: float = 0.2
+    linger_s: float = 2.0
     close_s: float = 1.0
     control_frames_max: int = 2000
     resets_max: int = 500
