@@ -74,16 +74,12 @@ _Answer = Result | ModelFailure
 
 
 class _Job(NamedTuple):
-    """A run of some steps that `started` at a monotonic time; `look`: at the states that come of it.
-
-    `lone`: nothing else of the model runs meanwhile.
-    """
+    """A run of some steps that `started` at a monotonic time; `look`: at the states that come of it."""
 
     entries: list[Entry[Payload]]
     started: float
     cells: int
     look: bool = False
-    lone: bool = False
 
     @property
     def size(self) -> int:
@@ -231,19 +227,17 @@ class Batcher:
         entries = batch.entries
         cells = max([entry.timesteps for entry in entries]) * len(entries)
         lone = cells <= self._limits.lone_cells_max and self._idle_threads == self._threads
-        job = _Job(entries, now, cells, self._runs % HEALTH_EVERY == 0, lone)
+        job = _Job(entries, now, cells, look=self._runs % HEALTH_EVERY == 0)
         self._runs += 1
         try:
             feeds = self._sound_feeds(entries)
         except Exception as error:  # noqa: BLE001 - a task's mistake, which must strand nobody
-            ran = _Ran([], error, 0.0)
-            self._settle(job, ran, self._answers(job, ran) or [self._run_alone(entry) for entry in entries])
+            self._settle_here(job, _Ran([], error, 0.0))
             return
         if not entries:
             return
         if self._expected_s.get(job.size, float("inf")) < self._limits.inline_s_max:
-            ran = self._run(feeds, lone=lone)
-            self._settle(job, ran, self._answers(job, ran) or [self._run_alone(entry) for entry in entries])
+            self._settle_here(job, self._run(feeds, lone=lone))
             return
         self._idle_threads -= 1
         self._lone = lone
@@ -299,6 +293,13 @@ class Batcher:
             self._events.states_sampled(self._manifest.name, state_health(ran.arrays, self._manifest))
         return answers
 
+    def _settle_here(self, job: _Job, ran: _Ran) -> None:
+        """Settles a run that took no thread."""
+        self._settle(job, ran, self._answers(job, ran) or self._one_by_one(job))
+
+    def _one_by_one(self, job: _Job) -> list[_Answer]:
+        return [self._run_alone(entry) for entry in job.entries]
+
     def _run_alone(self, entry: Entry[Payload]) -> _Answer:
         """What comes of a step after a run that failed; only the culprit fails again."""
         try:
@@ -313,10 +314,7 @@ class Batcher:
         if answers:
             self._done(loop, job, ran, answers)
             return
-
-        def one_by_one() -> list[_Answer]:
-            return [self._run_alone(entry) for entry in job.entries]
-
+        one_by_one = functools.partial(self._one_by_one, job)
         self._submit(loop, one_by_one, lambda each: self._done(loop, job, ran, each.result()))
 
     def _done(self, loop: asyncio.AbstractEventLoop, job: _Job, ran: _Ran, answers: list[_Answer]) -> None:
